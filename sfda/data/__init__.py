@@ -1,0 +1,1 @@
+"""Label spaces, readers, sampling, transforms and the DataModule that all methods share."""

@@ -1,0 +1,214 @@
+"""Class sets: what the indices of a label map mean, and how one set turns into another.
+
+Three sets are known by name: ``cityscapes19``, ``synthia16`` and ``synthia13``; any other comes from a YAML file
+(see `load_class_set`). Indices are *train ids*: 0..C-1, and 255 for pixels that take part in nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import yaml
+
+from sfda.errors import UserError
+
+IGNORE = 255
+"""Train id of pixels that take part in no loss, no metric, no bin and no count."""
+
+Lookup = npt.NDArray[np.uint8]
+Colour = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class ClassSet:
+    """Classes in the order of their train ids.
+
+    Attributes:
+        name: Name, or path of the YAML file it came from.
+        names: Class names, index = train id.
+        colours: RGB colours, 0-255, one a class.
+        ids: Value in a label file → train id. Values that are neither here nor in `ignore` are faults.
+        ignore: Values in a label file that become 255.
+        groups_of_cityscapes19: Class of this set → the Cityscapes classes that fall into it; empty where unknown.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    colours: tuple[Colour, ...]
+    ids: Mapping[int, int]
+    ignore: frozenset[int] = frozenset()
+    groups_of_cityscapes19: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+_CITYSCAPES: tuple[tuple[str, Colour, int], ...] = (
+    ("road", (128, 64, 128), 7),
+    ("sidewalk", (244, 35, 232), 8),
+    ("building", (70, 70, 70), 11),
+    ("wall", (102, 102, 156), 12),
+    ("fence", (190, 153, 153), 13),
+    ("pole", (153, 153, 153), 17),
+    ("traffic light", (250, 170, 30), 19),
+    ("traffic sign", (220, 220, 0), 20),
+    ("vegetation", (107, 142, 35), 21),
+    ("terrain", (152, 251, 152), 22),
+    ("sky", (70, 130, 180), 23),
+    ("person", (220, 20, 60), 24),
+    ("rider", (255, 0, 0), 25),
+    ("car", (0, 0, 142), 26),
+    ("truck", (0, 0, 70), 27),
+    ("bus", (0, 60, 100), 28),
+    ("train", (0, 80, 100), 31),
+    ("motorcycle", (0, 0, 230), 32),
+    ("bicycle", (119, 11, 32), 33),
+)
+CITYSCAPES_IDS: dict[int, int] = {label_id: train_id for train_id, (_, _, label_id) in enumerate(_CITYSCAPES)}
+"""Cityscapes (and GTA5) label id → train id of ``cityscapes19``."""
+
+SYNTHIA_IDS: dict[int, int] = {
+    3: 0, 4: 1, 2: 2, 21: 3, 5: 4, 7: 5, 15: 6, 9: 7, 6: 8, 1: 10, 10: 11, 17: 12, 8: 13, 19: 15, 12: 17, 11: 18,
+}  # fmt: skip
+"""SYNTHIA label id → train id of ``cityscapes19``; terrain, truck and train do not occur."""
+
+CITYSCAPES19 = ClassSet(
+    name="cityscapes19",
+    names=tuple(name for name, _, _ in _CITYSCAPES),
+    colours=tuple(colour for _, colour, _ in _CITYSCAPES),
+    ids=CITYSCAPES_IDS,
+    ignore=frozenset(range(34)) - frozenset(CITYSCAPES_IDS) | {IGNORE},
+)
+
+
+def _without(parent: ClassSet, name: str, *left_out: str) -> ClassSet:
+    kept = [i for i, class_name in enumerate(parent.names) if class_name not in left_out]
+    return ClassSet(
+        name=name,
+        names=tuple(parent.names[i] for i in kept),
+        colours=tuple(parent.colours[i] for i in kept),
+        ids={label_id: kept.index(train_id) for label_id, train_id in parent.ids.items() if train_id in kept},
+        ignore=parent.ignore | {label_id for label_id, train_id in parent.ids.items() if train_id not in kept},
+    )
+
+
+SYNTHIA16 = _without(CITYSCAPES19, "synthia16", "terrain", "truck", "train")
+SYNTHIA13 = _without(SYNTHIA16, "synthia13", "wall", "fence", "pole")
+_BY_NAME = {classes.name: classes for classes in (CITYSCAPES19, SYNTHIA16, SYNTHIA13)}
+
+
+def load_class_set(name: str) -> ClassSet:
+    """The class set of a name (``cityscapes19``, ``synthia16``, ``synthia13``) or of a YAML file.
+
+    The file has ``names`` and ``colours`` (RGB), and optionally ``ids`` (value in a label file → class name or index;
+    default: the index itself), ``ignore`` (values that become 255; 255 always does) and ``groups_of_cityscapes19``
+    (class → the Cityscapes classes that fall into it).
+
+    Raises:
+        UserError: neither a known name nor a readable file, or the file contradicts itself.
+    """
+    if name in _BY_NAME:
+        return _BY_NAME[name]
+    path = Path(name)
+    if not path.is_file():
+        raise UserError(f"class set {name!r}: neither one of {', '.join(_BY_NAME)} nor an existing YAML file")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"class set {name}: not valid YAML: {error}") from error
+    return _parse(name, content)
+
+
+def _parse(path: str, content: Any) -> ClassSet:
+    known = {"names", "colours", "ids", "ignore", "groups_of_cityscapes19"}
+    if not isinstance(content, dict) or not {"names", "colours"} <= set(content):
+        raise UserError(f"class set {path}: needs the keys `names` and `colours`")
+    if unknown := set(content) - known:
+        raise UserError(f"class set {path}: unknown keys {sorted(map(str, unknown))}; known are {sorted(known)}")
+    names = tuple(str(name) for name in content["names"])
+    colours = tuple(tuple(colour) for colour in content["colours"])
+    if len(set(names)) != len(names) or not 2 <= len(names) <= 254:
+        raise UserError(f"class set {path}: `names` must hold 2 to 254 different names")
+    if len(colours) != len(names) or any(
+        len(colour) != 3 or not all(isinstance(v, int) and 0 <= v <= 255 for v in colour) for colour in colours
+    ):
+        raise UserError(f"class set {path}: `colours` must hold one [red, green, blue] (0-255) for each of `names`")
+    ids = _parse_ids(path, content.get("ids"), names)
+    ignore = frozenset(int(value) for value in content.get("ignore") or ()) | {IGNORE}
+    if content.get("ids") is None:
+        ids = {value: index for value, index in ids.items() if value not in ignore}
+    if both := ignore & set(ids):
+        raise UserError(f"class set {path}: the values {sorted(both)} stand in `ids` and in `ignore`")
+    groups = {str(key): tuple(value) for key, value in (content.get("groups_of_cityscapes19") or {}).items()}
+    _check_groups(path, groups, names)
+    return ClassSet(path, names, colours, ids, ignore, groups)
+
+
+def _parse_ids(path: str, ids: Mapping[Any, Any] | None, names: Sequence[str]) -> dict[int, int]:
+    if ids is None:
+        return {index: index for index in range(len(names))}
+    parsed = {}
+    for value, target in ids.items():
+        index = names.index(target) if target in names else target
+        if not isinstance(value, int) or not 0 <= value <= 65535 or not isinstance(index, int) or index >= len(names):
+            raise UserError(f"class set {path}: `ids` entry {value}: {target} is not `value: class name or index`")
+        parsed[value] = index
+    return parsed
+
+
+def _check_groups(path: str, groups: Mapping[str, Sequence[str]], names: Sequence[str]) -> None:
+    members = [member for group in groups.values() for member in group]
+    if unknown := (set(groups) - set(names)) | (set(members) - set(CITYSCAPES19.names)):
+        raise UserError(f"class set {path}: `groups_of_cityscapes19` names unknown classes {sorted(unknown)}")
+    if len(set(members)) != len(members):
+        raise UserError(f"class set {path}: `groups_of_cityscapes19` puts a Cityscapes class into two groups")
+
+
+def index_map(classes: ClassSet, into: ClassSet) -> Lookup:
+    """Where each class of one set falls in another: (C,) uint8, 255 where it has no place.
+
+    Classes meet by name; where `into` has ``groups_of_cityscapes19``, by group.
+
+    Raises:
+        UserError: no class of the one has a place in the other.
+    """
+    if classes == into:
+        return np.arange(len(classes), dtype=np.uint8)
+    place = {name: index for index, name in enumerate(into.names)}
+    if into.groups_of_cityscapes19:
+        place = {
+            member: into.names.index(group)
+            for group, members in into.groups_of_cityscapes19.items()
+            for member in members
+        }
+    mapped = np.array([place.get(name, IGNORE) for name in classes.names], dtype=np.uint8)
+    if (mapped == IGNORE).all():
+        raise UserError(
+            f"class set {classes.name!r} has nothing in common with {into.name!r}: give {into.name!r} "
+            "a `groups_of_cityscapes19`, or name the same class set in both places"
+        )
+    return mapped
+
+
+def score_groups(classes: ClassSet, score_classes: ClassSet) -> Lookup | None:
+    """The scored class of every class that a network predicts, or None where both sets are the same.
+
+    A network on `classes` is scored on a coarser `score_classes` by adding up the probabilities of each group.
+
+    Raises:
+        UserError: some predicted class has no place among the scored ones: its probability would vanish.
+    """
+    if classes == score_classes:
+        return None
+    groups = index_map(classes, score_classes)
+    if lost := [name for name, group in zip(classes.names, groups, strict=True) if group == IGNORE]:
+        raise UserError(
+            f"score_classes {score_classes.name!r} has no place for {', '.join(lost)} of {classes.name!r}: "
+            "every predicted class must fall into one of its `groups_of_cityscapes19`"
+        )
+    return groups
