@@ -119,8 +119,8 @@ def load_class_set(name: str) -> ClassSet:
         raise UserError(f"class set {name!r}: neither one of {', '.join(_BY_NAME)} nor an existing YAML file")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"class set {name}: not valid YAML: {error}") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"class set {name}: cannot be read as YAML: {error}") from error
     return _parse(name, content)
 
 
@@ -130,55 +130,96 @@ def _parse(path: str, content: Any) -> ClassSet:
         raise UserError(f"class set {path}: needs the keys `names` and `colours`")
     if unknown := set(content) - known:
         raise UserError(f"class set {path}: unknown keys {sorted(map(str, unknown))}; known are {sorted(known)}")
-    names = tuple(str(name) for name in content["names"])
-    colours = tuple(tuple(colour) for colour in content["colours"])
-    if len(set(names)) != len(names) or not 2 <= len(names) <= 254:
-        raise UserError(f"class set {path}: `names` must hold 2 to 254 different names")
-    if len(colours) != len(names) or any(
-        len(colour) != 3 or not all(isinstance(v, int) and 0 <= v <= 255 for v in colour) for colour in colours
-    ):
-        raise UserError(f"class set {path}: `colours` must hold one [red, green, blue] (0-255) for each of `names`")
-    ids = _parse_ids(path, content.get("ids"), names)
-    ignore = frozenset(int(value) for value in content.get("ignore") or ()) | {IGNORE}
+    names = _parse_names(path, _section(path, content, "names", list))
+    colours = _parse_colours(path, _section(path, content, "colours", list), len(names))
+    ignore = _parse_ignore(path, _section(path, content, "ignore", list))
     if content.get("ids") is None:
-        ids = {value: index for value, index in ids.items() if value not in ignore}
+        ids = {index: index for index in range(len(names)) if index not in ignore}
+    else:
+        ids = _parse_ids(path, _section(path, content, "ids", dict), names)
     if both := ignore & set(ids):
-        raise UserError(f"class set {path}: the values {sorted(both)} stand in `ids` and in `ignore`")
-    groups = {str(key): tuple(value) for key, value in (content.get("groups_of_cityscapes19") or {}).items()}
-    _check_groups(path, groups, names)
+        raise UserError(f"class set {path}: the values {sorted(both)} stand in `ids` and in `ignore` (255 always does)")
+    groups = _parse_groups(path, _section(path, content, "groups_of_cityscapes19", dict), names)
     return ClassSet(path, names, colours, ids, ignore, groups)
 
 
-def _parse_ids(path: str, ids: Mapping[Any, Any] | None, names: Sequence[str]) -> dict[int, int]:
-    if ids is None:
-        return {index: index for index in range(len(names))}
+def _section(path: str, content: Mapping[str, Any], key: str, kind: type[list[Any]] | type[dict[Any, Any]]) -> Any:
+    value = content.get(key)
+    if value is not None and not isinstance(value, kind):
+        raise UserError(f"class set {path}: `{key}` must be a {'list' if kind is list else 'mapping'}, not {value!r}")
+    return value or kind()
+
+
+def _parse_names(path: str, names: Sequence[Any]) -> tuple[str, ...]:
+    # Unquoted, YAML reads `no` and `off` as false.
+    if wrong := [name for name in names if not isinstance(name, str)]:
+        raise UserError(f"class set {path}: `names` must be text; put quotes around {wrong}")
+    if len(set(names)) != len(names) or not 2 <= len(names) <= 254:
+        raise UserError(f"class set {path}: `names` must hold 2 to 254 different names")
+    return tuple(names)
+
+
+def _parse_colours(path: str, colours: Sequence[Any], count: int) -> tuple[Colour, ...]:
+    if len(colours) != count or not all(
+        isinstance(colour, list) and len(colour) == 3 and all(_is_index(value, 256) for value in colour)
+        for colour in colours
+    ):
+        raise UserError(f"class set {path}: `colours` must hold one [red, green, blue] (0-255) for each of `names`")
+    return tuple((red, green, blue) for red, green, blue in colours)
+
+
+def _parse_ignore(path: str, values: Sequence[Any]) -> frozenset[int]:
+    if wrong := [value for value in values if not _is_index(value, 2**16)]:
+        raise UserError(f"class set {path}: `ignore` must hold values of a label file, 0 to 65535, not {wrong}")
+    return frozenset(values) | {IGNORE}
+
+
+def _parse_ids(path: str, ids: Mapping[Any, Any], names: Sequence[str]) -> dict[int, int]:
     parsed = {}
     for value, target in ids.items():
         index = names.index(target) if target in names else target
-        if not isinstance(value, int) or not 0 <= value <= 65535 or not isinstance(index, int) or index >= len(names):
-            raise UserError(f"class set {path}: `ids` entry {value}: {target} is not `value: class name or index`")
+        if not _is_index(value, 2**16) or not _is_index(index, len(names)):
+            raise UserError(
+                f"class set {path}: `ids` entry {value}: {target} is not `value: class name or index`, "
+                f"with a value of 0 to 65535 and one of the {len(names)} classes"
+            )
         parsed[value] = index
     return parsed
 
 
-def _check_groups(path: str, groups: Mapping[str, Sequence[str]], names: Sequence[str]) -> None:
+def _is_index(value: Any, end: int) -> bool:
+    return type(value) is int and 0 <= value < end
+
+
+def _parse_groups(path: str, groups: Mapping[Any, Any], names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    if wrong := [group for group, members in groups.items() if not isinstance(members, list)]:
+        raise UserError(f"class set {path}: `groups_of_cityscapes19` needs a list of Cityscapes classes for {wrong}")
     members = [member for group in groups.values() for member in group]
-    if unknown := (set(groups) - set(names)) | (set(members) - set(CITYSCAPES19.names)):
-        raise UserError(f"class set {path}: `groups_of_cityscapes19` names unknown classes {sorted(unknown)}")
+    unknown = [group for group in groups if group not in names]
+    if unknown := unknown + [member for member in members if member not in CITYSCAPES19.names]:
+        raise UserError(f"class set {path}: `groups_of_cityscapes19` names unknown classes {unknown}")
     if len(set(members)) != len(members):
         raise UserError(f"class set {path}: `groups_of_cityscapes19` puts a Cityscapes class into two groups")
+    return {group: tuple(members) for group, members in groups.items()}
 
 
 def index_map(classes: ClassSet, into: ClassSet) -> Lookup:
     """Where each class of one set falls in another: (C,) uint8, 255 where it has no place.
 
-    Classes meet by name; where `into` has ``groups_of_cityscapes19``, by group.
+    Sets of the same names are the same set. Otherwise classes meet by name or, where `into` has
+    ``groups_of_cityscapes19``, by group.
 
     Raises:
-        UserError: no class of the one has a place in the other.
+        UserError: no class of the one has a place in the other, or the one is coarser: its labels cannot be refined.
     """
-    if classes == into:
+    if classes.names == into.names:  # one file may be known by two paths
         return np.arange(len(classes), dtype=np.uint8)
+    if classes.groups_of_cityscapes19:
+        raise UserError(
+            f"labels in the classes of {classes.name!r}, which are groups, cannot be read as {into.name!r}: score with "
+            f"--data.init_args.score_classes {classes.name}, or train a network with --data.init_args.classes "
+            f"{classes.name}"
+        )
     place = {name: index for index, name in enumerate(into.names)}
     if into.groups_of_cityscapes19:
         place = {
@@ -203,7 +244,7 @@ def score_groups(classes: ClassSet, score_classes: ClassSet) -> Lookup | None:
     Raises:
         UserError: some predicted class has no place among the scored ones: its probability would vanish.
     """
-    if classes == score_classes:
+    if classes.names == score_classes.names:
         return None
     groups = index_map(classes, score_classes)
     if lost := [name for name, group in zip(classes.names, groups, strict=True) if group == IGNORE]:

@@ -1,0 +1,54 @@
+# `make` lists what there is. Every target makes its own environment in .venv first.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+export WANDB_MODE ?= offline
+export NO_ALBUMENTATIONS_UPDATE = 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-fast test-slow check format bench clean
+
+help: ## This list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+install: $(STAMP) ## The environment alone (the other targets do this themselves)
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "Python 3.10 or newer is needed: make PYTHON=python3.11 ..."; exit 1; }
+	@command -v uv >/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv || true
+	@echo "installing the packages of constraints.txt into $(VENV) ..."
+	@UV=$$(command -v uv || echo $(BIN)/uv); \
+	  $$UV pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]' || \
+	  $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $(STAMP)
+
+demo: $(STAMP) ## Compare methods on the embedded town; the table is at the end, pictures are in runs/demo
+	$(BIN)/sfda compare compare/demo.yaml --out runs/demo
+
+test: $(STAMP) ## Every test but the slow ones
+	$(BIN)/python -m pytest
+
+test-fast: $(STAMP) ## The tests that take milliseconds
+	$(BIN)/python -m pytest -m 'not slow and not medium'
+
+test-slow: $(STAMP) ## What takes minutes
+	$(BIN)/python -m pytest -m slow --timeout 3000
+
+check: $(STAMP) ## Lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## Mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP) ## Speed, as ratios to named references
+	$(BIN)/python -m pytest tests/benchmarks --override-ini 'python_files=bench_*.py' -m '' -s
+
+clean: ## Remove the environment and caches; runs and data stay
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis dist

@@ -1,0 +1,125 @@
+"""From what a user types to what LightningCLI reads: experiment names, fragments, run folders.
+
+Nothing here imports torch, so that mistakes are answered at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from sfda.errors import UserError
+
+FRAGMENT_OPTIONS = ("--config", "-c", "--model", "--data", "--trainer")
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def configs_folder() -> Path:
+    """Where the project's own fragments and experiments are: beside the package in a checkout, inside it installed."""
+    checkout = _PACKAGE.parent / "configs"
+    return checkout if checkout.is_dir() else _PACKAGE / "configs"
+
+
+def find_fragment(name: str) -> Path:
+    """A YAML file by its path, or by its name among the project's own configs.
+
+    Raises:
+        UserError: there is none.
+    """
+    for candidate in (Path(name), configs_folder() / name):
+        if candidate.is_file():
+            return candidate
+    known = [path.relative_to(configs_folder()).as_posix() for path in sorted(configs_folder().rglob("*.yaml"))]
+    close = difflib.get_close_matches(name, known, n=3)
+    hint = f"; did you mean {' or '.join(close)}?" if close else ""
+    raise UserError(f"{name}: neither a file here nor one of the project's configs{hint}")
+
+
+def experiment_arguments(name: str) -> list[str]:
+    """``streets/ada_bn+multi_scale`` → the benchmark's base, the model's fragment, the experiment's values.
+
+    An experiment's file is named like its model's fragment, with ``+variant`` behind it where there are several.
+    """
+    benchmark, _, experiment = name.rpartition("/")
+    if not benchmark:
+        raise UserError(f"{name!r} is no experiment: name it as benchmark/experiment, for example streets/ada_bn")
+    model = experiment.split("+")[0]
+    override = find_fragment(f"experiment/{name}.yaml")
+    base = find_fragment(f"experiment/{benchmark}/base.yaml")
+    return ["--config", str(base), "--model", str(find_fragment(f"model/{model}.yaml")), "--config", str(override)]
+
+
+def expand(subcommand: str, arguments: Sequence[str]) -> list[str]:
+    """Arguments of ``sfda fit`` or ``sfda validate`` as LightningCLI understands them.
+
+    Raises:
+        UserError: a file that does not exist, or an order in which one argument would silently undo another.
+    """
+    given = list(arguments)
+    if given and not given[0].startswith("-"):
+        given = experiment_arguments(given[0]) + given[1:]
+    elif given and given[0].split("=")[0] == "--run":
+        folder, rest = _take_value(given)
+        given = run_arguments(subcommand, Path(folder), rest)
+    expanded: list[str] = []
+    for option, value in _pairs(given):
+        if option in FRAGMENT_OPTIONS and value is not None and value.endswith((".yaml", ".yml", ".json")):
+            value = str(find_fragment(value))
+        if option in ("--config", "-c"):
+            _check_order(expanded, value)
+        if option in ("--model.num_classes", "--model.init_args.num_classes"):
+            raise UserError("num_classes follows from --data.init_args.classes: set that instead")
+        expanded += [option] if value is None else [option, value]
+    return expanded
+
+
+def run_arguments(subcommand: str, folder: Path, rest: Sequence[str]) -> list[str]:
+    """``--run DIR``: the config of a run folder with its selected checkpoint, or, to resume a fit, its last."""
+    config = folder / "config.yaml"
+    if not config.is_file():
+        raise UserError(f"--run {folder}: not a run folder, it has no config.yaml")
+    arguments = ["--config", str(config), *rest]
+    finished = (folder / "result.json").is_file()
+    if subcommand == "fit":
+        if finished:
+            raise UserError(f"--run {folder}: this run is finished; score it with `sfda validate --run {folder}`")
+        last = folder / "last.ckpt"
+        return [*arguments, "--out", str(folder), *(["--ckpt_path", str(last)] if last.is_file() else [])]
+    if not finished:
+        raise UserError(f"--run {folder}: this run is not finished; resume it with `sfda fit --run {folder}`")
+    options = [option for option, _ in _pairs(rest)]
+    if "--out" not in options:
+        if changed := [option for option in options if not option.startswith("--trainer")]:
+            raise UserError(f"--run {folder} with {changed[0]} gives other results: say where they go with --out DIR")
+        arguments += ["--out", str(folder)]
+    selected = folder / "selected.ckpt"
+    return [*arguments, *(["--ckpt_path", str(selected)] if selected.is_file() else [])]
+
+
+def _take_value(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    option, equals, value = arguments[0].partition("=")
+    if equals:
+        return value, list(arguments[1:])
+    if len(arguments) < 2:
+        raise UserError(f"{option} needs a value")
+    return arguments[1], list(arguments[2:])
+
+
+def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+    """(option, value) in order; a flag, or a word that belongs to no option, has no value."""
+    rest = list(arguments)
+    while rest:
+        option, equals, value = rest.pop(0).partition("=")
+        if option.startswith("-") and equals:
+            yield option, value
+        elif option.startswith("-") and rest and not rest[0].startswith("--"):
+            yield option, rest.pop(0)
+        else:
+            yield option + equals + value, None
+
+
+def _check_order(before: Sequence[str], config: str | None) -> None:
+    values = [word for word in before if word.startswith("--") and word not in (*FRAGMENT_OPTIONS, "--out")]
+    if values:
+        raise UserError(f"--config {config} stands behind {values[0]} and would undo it: put every --config first")

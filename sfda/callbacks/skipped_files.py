@@ -1,0 +1,47 @@
+"""Says which pairs of files were left out, and why."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_warn
+
+
+class SkippedFiles(Callback):
+    """Warns of every bad pair once, when it is first met, and of their number at the end."""
+
+    def __init__(self) -> None:
+        self.skipped: set[str] = set()
+
+    def _note(self, batch: dict[str, Any]) -> None:
+        parts = [batch] if "skipped" in batch else batch.values()
+        for part in parts:
+            for message in part["skipped"]:
+                if message not in self.skipped:
+                    self.skipped.add(message)
+                    rank_zero_warn(f"left out: {message}")
+
+    def _sum_up(self) -> None:
+        if self.skipped:
+            rank_zero_warn(f"{len(self.skipped)} bad pairs were left out; each is named above")
+
+    def on_train_batch_start(self, trainer: Any, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        """Look at the training batch."""
+        self._note(batch)
+
+    def on_validation_batch_start(
+        self, trainer: Any, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Look at the validation batch."""
+        self._note(batch)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Their number."""
+        self._sum_up()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Their number, after `sfda validate`."""
+        if trainer.state.fn == "validate":
+            self._sum_up()

@@ -1,0 +1,122 @@
+"""The console script ``sfda``: dispatch, and errors as sentences.
+
+Nothing heavy is imported before it is known what is asked for: `sfda --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from sfda import __version__
+from sfda.errors import UserError
+
+HELP = """\
+usage: sfda COMMAND ...
+
+Source-free domain adaptation of semantic segmentation.
+
+  sfda fit EXPERIMENT [OPTIONS]        train or adapt; EXPERIMENT is for example streets/ada_bn
+  sfda fit --run DIR                   resume an unfinished run
+  sfda validate EXPERIMENT [OPTIONS]   score a model as it is, for example streets/source_only
+  sfda validate --run DIR              score the selected checkpoint of a run
+  sfda compare CONFIG --out DIR        run experiments side by side and print their table
+  sfda data streets --out DIR          write the embedded town `streets` to disk
+
+  sfda fit --help                      every option of fit and validate (they are LightningCLI's:
+                                       --config FILE, --model FILE or CLASS, --model.init_args.NAME VALUE,
+                                       --data.init_args.NAME VALUE, --trainer.NAME VALUE,
+                                       --seed_everything N, --out DIR)
+  sfda fit --model.help CLASS          every hyper-parameter of a method
+  sfda --version
+
+Several `sfda validate` share one process when joined with --then:
+  sfda validate --run A --then --run B
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status (2: a mistake that the user can mend)."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "fit": lambda rest: _train("fit", rest),
+        "validate": lambda rest: _train("validate", rest),
+        "compare": _compare,
+        "data": _data,
+    }
+    if not given or given[0] in ("-h", "--help", "help"):
+        sys.stdout.write(HELP)
+        return 0
+    if given[0] == "--version":
+        sys.stdout.write(f"sfda {__version__}\n")
+        return 0
+    try:
+        if given[0] not in commands:
+            raise UserError(f"unknown command {given[0]!r}: one of {', '.join(commands)} (see `sfda --help`)")
+        return commands[given[0]](given[1:])
+    except UserError as error:
+        sys.stderr.write(f"sfda: {_without_traceback(str(error))}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("sfda: interrupted\n")
+        return 130
+
+
+def _without_traceback(text: str) -> str:
+    """An error from a loader's worker arrives with the worker's traceback around it."""
+    if "Original Traceback" not in text:
+        return text
+    return text.rpartition("Error: ")[2].strip()
+
+
+def _train(subcommand: str, arguments: list[str]) -> int:
+    from sfda.arguments import expand
+
+    jobs: list[list[str]] = [[]]
+    for argument in arguments:
+        if argument == "--then":
+            jobs.append([])
+        else:
+            jobs[-1].append(argument)
+    if len(jobs) > 1 and subcommand == "fit":
+        raise UserError("--then joins `sfda validate` calls only; every fit is a process of its own")
+    expanded = [expand(subcommand, job) for job in jobs]
+
+    from sfda.lightning_cli import run
+
+    for job in expanded:
+        run(subcommand, job)
+    return 0
+
+
+def _compare(arguments: list[str]) -> int:
+    from sfda.compare.run import compare
+
+    parser = argparse.ArgumentParser(prog="sfda compare", description="Run experiments side by side.")
+    parser.add_argument("config", help="a file under configs/compare, for example compare/demo.yaml, or your own")
+    parser.add_argument("--out", required=True, type=Path, help="folder of all runs, results.json and results.csv")
+    options = parser.parse_args(arguments)
+    return compare(options.config, options.out)
+
+
+def _data(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="sfda data", description="Data sets on disk.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    streets = commands.add_parser("streets", help="write the embedded town in the layouts of the real data sets")
+    streets.add_argument("--out", required=True, type=Path, help="folder for gta5/, synthia/ and cityscapes/")
+    streets.add_argument("--height", type=int, default=128)
+    streets.add_argument("--width", type=int, default=256)
+    options = parser.parse_args(arguments)
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+    from sfda.data.streets import write_streets
+
+    write_streets(options.out, height=options.height, width=options.width)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

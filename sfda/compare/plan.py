@@ -1,0 +1,135 @@
+"""From a compare file to commands that could be typed by hand, in an order in which each finds what it needs."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sfda.arguments import experiment_arguments, find_fragment
+from sfda.errors import UserError
+
+VALIDATED_ONLY = "SourceOnly"
+_KEYS = {"benchmark", "experiments", "seeds", "prepare"}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A compare file: which experiments of one benchmark stand side by side, with which seeds."""
+
+    benchmark: str
+    experiments: tuple[str, ...]
+    seeds: tuple[int, ...]
+    prepare: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One run: an experiment with a seed.
+
+    Attributes:
+        experiment: Its name within the benchmark.
+        seed: Its seed.
+        folder: Its run folder.
+        arguments: What follows ``sfda fit`` (or ``sfda validate`` for a method without a fit).
+        needs: Experiments whose selected checkpoints it reads.
+        fitted: Whether it has a fit.
+    """
+
+    experiment: str
+    seed: int
+    folder: Path
+    arguments: tuple[str, ...]
+    needs: tuple[str, ...] = field(default=())
+    fitted: bool = True
+
+    def command(self, subcommand: str = "fit") -> str:
+        """What a user would type."""
+        return shlex.join(["sfda", subcommand, *self.arguments])
+
+    def fingerprint(self) -> str:
+        """Hash of the command and of every config it names: another one means that settings have changed."""
+        digest = hashlib.sha256(self.command().encode())
+        for argument in experiment_arguments(self.arguments[0]):
+            if argument.endswith(".yaml"):
+                for path in _with_references(Path(argument)):
+                    digest.update(path.read_bytes())
+        return digest.hexdigest()
+
+
+def read_comparison(name: str) -> Comparison:
+    """Read a compare file, a path or a name among the project's configs.
+
+    Raises:
+        UserError: no such file, or it says something that a compare file does not have.
+    """
+    path = find_fragment(name)
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(content, Mapping) or not {"benchmark", "experiments", "seeds"} <= set(content) <= _KEYS:
+        raise UserError(f"{path}: a compare file has the keys benchmark, experiments and seeds, and may have prepare")
+    for key, kind in (("experiments", str), ("seeds", int), ("prepare", str)):
+        entries = content.get(key, [])
+        if not isinstance(entries, list) or not all(isinstance(entry, kind) for entry in entries):
+            raise UserError(f"{path}: `{key}` must be a list of {kind.__name__}")
+        if len(set(entries)) != len(entries) or (not entries and key != "prepare"):
+            raise UserError(f"{path}: `{key}` must name at least one, and none twice")
+    return Comparison(
+        content["benchmark"], tuple(content["experiments"]), tuple(content["seeds"]), tuple(content.get("prepare", []))
+    )
+
+
+def plan(comparison: Comparison, out: Path) -> list[Stage]:
+    """Every stage of a comparison, those it depends on included, each behind what it needs."""
+    ordered: dict[tuple[str, int], Stage] = {}
+
+    def add(experiment: str, seed: int, asked_by: tuple[str, ...]) -> None:
+        if experiment in asked_by:
+            raise UserError(f"experiments need each other in a circle: {' → '.join((*asked_by, experiment))}")
+        if (experiment, seed) in ordered:
+            return
+        stage = make_stage(comparison.benchmark, experiment, seed, out)
+        for needed in stage.needs:
+            add(needed, seed, (*asked_by, experiment))
+        ordered[experiment, seed] = stage
+
+    for seed in comparison.seeds:
+        for experiment in comparison.experiments:
+            add(experiment, seed, ())
+    return list(ordered.values())
+
+
+def make_stage(benchmark: str, experiment: str, seed: int, out: Path) -> Stage:
+    """The stage of one experiment: checkpoints of other experiments are looked for below `out`."""
+    files = [word for word in experiment_arguments(f"{benchmark}/{experiment}") if word.endswith(".yaml")]
+    model, override = (yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {} for path in files[1:])
+    pattern = re.compile(rf"runs/{re.escape(benchmark)}/([^/]+)/seed\d+/(selected|last)\.ckpt")
+    folder = out / experiment / f"seed{seed}"
+    arguments = [f"{benchmark}/{experiment}", "--seed_everything", str(seed), "--out", str(folder)]
+    needs = []
+    for key, value in _leaves(override):
+        if isinstance(value, str) and (found := pattern.fullmatch(value)):
+            needs.append(found[1])
+            arguments += [f"--{key}", str(out / found[1] / f"seed{seed}" / f"{found[2]}.ckpt")]
+    fitted = not str(model["class_path"]).endswith(f".{VALIDATED_ONLY}")
+    return Stage(experiment, seed, folder, tuple(arguments), tuple(dict.fromkeys(needs)), fitted)
+
+
+def _leaves(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if not isinstance(content, Mapping):
+        yield prefix, content
+        return
+    for key, value in content.items():
+        yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+
+
+def _with_references(path: Path) -> Sequence[Path]:
+    """A config and the fragments that it names."""
+    content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    named = [path.parent / value for value in content.values() if isinstance(value, str) and value.endswith(".yaml")]
+    return [path, *named]

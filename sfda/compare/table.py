@@ -1,0 +1,70 @@
+"""The table of a comparison: for the terminal, and as flat rows for everything else."""
+
+from __future__ import annotations
+
+import csv
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+Row = Mapping[str, object]
+
+_SCORES = (
+    ("mIoU %", "target_miou", 100, 1),
+    ("ECE %", "target_ece", 100, 1),
+    ("class-wise ECE %", "target_classwise_ece", 100, 1),
+    ("NLL", "target_nll", 1, 2),
+    ("source mIoU %", "source_miou", 100, 1),
+    ("seconds", "adapt_seconds", 1, 0),
+)
+
+
+def as_table(rows: Sequence[Row]) -> Table:
+    """One line an experiment: mean, and ± standard deviation where there are several seeds."""
+    experiments = list(dict.fromkeys(str(row["experiment"]) for row in rows))
+    first = rows[0]
+    seeds = len({row["seed"] for row in rows})
+    table = Table(
+        title=f"{first['source'] or 'no source'} → {first['target']}, {first['class_set']}, "
+        + (f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed"),
+        caption="mIoU, ECE and NLL on the target's validation set; seconds of the fit",
+    )
+    for heading in ("experiment", "method", "source-free", "labels", "views"):
+        table.add_column(heading)
+    scores = [*_SCORES]
+    if any("target_miou13" in row for row in rows):
+        scores.insert(1, ("mIoU13 %", "target_miou13", 100, 1))
+    for heading, *_ in scores:
+        table.add_column(heading, justify="right")
+    for experiment in experiments:
+        group = [row for row in rows if row["experiment"] == experiment]
+        row = group[0]
+        table.add_row(
+            experiment,
+            str(row["method"]),
+            "yes" if row["source_free"] else "no",
+            str(row["labels_read"] or "none"),
+            str(row["views"]),
+            *(_cell([member.get(key) for member in group], factor, digits) for _, key, factor, digits in scores),
+        )
+    return table
+
+
+def _cell(values: Sequence[object], factor: float, digits: int) -> str:
+    numbers = [value * factor for value in values if isinstance(value, int | float)]
+    if not numbers:
+        return "–"
+    mean = f"{statistics.fmean(numbers):.{digits}f}"
+    return mean if len(numbers) == 1 else f"{mean} ± {statistics.stdev(numbers):.{digits}f}"
+
+
+def write_results(rows: Sequence[Row], out: Path) -> None:
+    """``results.json`` and ``results.csv``: flat rows, one an experiment and seed; null where there is none."""
+    (out / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
+    with (out / "results.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
+        writer.writeheader()
+        writer.writerows(rows)

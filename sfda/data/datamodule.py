@@ -1,0 +1,195 @@
+"""The DataModule that all methods share."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import lightning as L
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from sfda.data.datasets import Batch, EvaluationSet, Item, Size, TrainingSet, collate, to_device_format
+from sfda.data.label_spaces import ClassSet, Lookup, load_class_set, score_groups
+from sfda.data.readers import Domain, SegmentationSet
+from sfda.data.sampling import EvaluationSampler, TrainingSampler, run_seed
+from sfda.data.transforms import RandomViews
+from sfda.errors import UserError
+
+if TYPE_CHECKING:
+    from sfda.methods.base import Method
+
+DomainName = Literal["source", "target"]
+DOMAINS: tuple[DomainName, ...] = ("source", "target")
+
+
+class DomainAdaptationDataModule(L.LightningDataModule):
+    """Images of a source and a target domain; a method is handed exactly what its `reads` declares, nothing else.
+
+    While fitting, the training set holds the images, and where declared the labels, of the domains that the method
+    reads. Validation during a fit looks at the target (the source for a method that reads no target images), with
+    labels only where the method reads that domain's labels. `validate` scores the labelled validation sets of both
+    domains; a source whose folder is not there is left out with a warning.
+
+    A training batch is ``{"target": {...}, "source": {...}}`` with the domains that are read; see
+    `sfda.data.datasets.collate` for what stands in each.
+
+    Args:
+        target: The domain to adapt to.
+        source: The domain that the source model was trained on; None where it is gone.
+        classes: What the network predicts: ``cityscapes19``, ``synthia16`` or a YAML class set.
+        score_classes: What metrics and label-free scores speak of; default: `classes`. A coarser set is scored by
+            adding up probabilities (see `sfda.data.label_spaces.score_groups`).
+        size: [height, width] that all images are brought to; default: their own.
+        crop: [height, width] of a random training crop; default: the whole image.
+        scale: [smallest, largest] random rescale before the crop.
+        batch_size: Training images a step and process.
+        samples_per_epoch: Training images an epoch over all processes; default: the larger data set's size.
+        val_batch_size: Validation images a step; above 1 they must have one size.
+        num_workers: Worker processes a loader.
+
+    Raises:
+        UserError: an option contradicts itself, or a data set is not as its layout says.
+    """
+
+    def __init__(
+        self,
+        target: Domain,
+        source: Domain | None = None,
+        classes: str = "cityscapes19",
+        score_classes: str | None = None,
+        size: list[int] | None = None,
+        crop: list[int] | None = None,
+        scale: list[float] = [0.5, 1.5],  # noqa: B006 - read only, and a list is what YAML gives
+        batch_size: int = 4,
+        samples_per_epoch: int | None = None,
+        val_batch_size: int = 1,
+        num_workers: int = 2,
+    ) -> None:
+        super().__init__()
+        self.domains: dict[DomainName, Domain | None] = {"source": source, "target": target}
+        self.classes: ClassSet = load_class_set(classes)
+        self.score_classes: ClassSet = load_class_set(score_classes) if score_classes else self.classes
+        self.score_groups: Lookup | None = score_groups(self.classes, self.score_classes)
+        self.size = _pair("size", size)
+        self.crop = _pair("crop", crop)
+        if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
+            raise UserError(f"data option scale: [smallest, largest] with 0 < smallest <= largest, not {scale}")
+        self.scale = (float(scale[0]), float(scale[1]))
+        for option, value in (("batch_size", batch_size), ("val_batch_size", val_batch_size)):
+            if value < 1:
+                raise UserError(f"data option {option}: at least 1, not {value}")
+        self.batch_size = batch_size
+        self.samples_per_epoch = samples_per_epoch
+        self.val_batch_size = val_batch_size
+        self.num_workers = num_workers
+        self.training_sets: dict[DomainName, SegmentationSet] = {}
+        self.validation_sets: dict[DomainName, SegmentationSet] = {}
+
+    @property
+    def method(self) -> Method:
+        """The method at work: it says what may be read."""
+        if self.trainer is None:
+            raise RuntimeError("the DataModule belongs to no Trainer yet")
+        return self.trainer.lightning_module  # type: ignore[return-value]
+
+    def setup(self, stage: str) -> None:
+        """List the files of the sets that this stage needs, and no others."""
+        if stage == "fit":
+            reads = self.method.reads
+            self.training_sets = {
+                domain: self._open(domain, "train", f"{domain}_labels" in reads, self.classes)
+                for domain in DOMAINS
+                if f"{domain}_images" in reads
+            }
+            domain: DomainName = "target" if "target_images" in reads else "source"
+            self.validation_sets = {domain: self._open(domain, "val", f"{domain}_labels" in reads, self.score_classes)}
+            self._check_batch_size()
+        elif stage == "validate":
+            self.validation_sets = {"target": self._open("target", "val", True, self.score_classes)}
+            if (source := self.domains["source"]) is not None:
+                if Path(source.root).exists():
+                    self.validation_sets["source"] = self._open("source", "val", True, self.score_classes)
+                else:
+                    warnings.warn(f"{source.root} does not exist: the source domain is not scored", stacklevel=1)
+
+    def _open(
+        self, name: DomainName, split: Literal["train", "val"], labels: bool, wanted: ClassSet
+    ) -> SegmentationSet:
+        domain = self.domains[name]
+        if domain is None:
+            raise UserError(
+                f"{type(self.method).__name__} reads the {name} domain, but data.init_args.{name} is not set"
+            )
+        return SegmentationSet(domain, split, with_labels=labels, class_set=wanted)
+
+    def _check_batch_size(self) -> None:
+        world = self._world()[0]
+        for name, samples in self.training_sets.items():
+            if self._epoch_length() // world < self.batch_size:
+                raise UserError(
+                    f"an epoch of {self._epoch_length()} {name} images ({len(samples)} on disk) has no full batch of "
+                    f"{self.batch_size} on each of {world} processes: lower --data.init_args.batch_size or raise "
+                    "--data.init_args.samples_per_epoch"
+                )
+
+    def _world(self) -> tuple[int, int]:
+        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+
+    def _epoch_length(self) -> int:
+        return self.samples_per_epoch or max(len(samples) for samples in self.training_sets.values())
+
+    def train_dataloader(self) -> Mapping[str, DataLoader[Item]]:
+        """One loader a domain that is read; every epoch has the same number of batches in each."""
+        view = self.method.training_view
+        views = None if view == "plain" else RandomViews(self.crop, self.scale, strong=view == "weak_and_strong")
+        world, rank = self._world()
+        # `trainer.current_epoch` is one too small here when a run is resumed.
+        epoch = self.trainer.fit_loop.epoch_progress.current.ready if self.trainer else 0
+        loaders = {}
+        for name, samples in self.training_sets.items():
+            seed = (run_seed(), DOMAINS.index(name))
+            permutation_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
+            loaders[name] = DataLoader(
+                TrainingSet(samples, self.size, views, seed),
+                batch_size=self.batch_size,
+                sampler=TrainingSampler(len(samples), self._epoch_length(), permutation_seed, epoch, world, rank),
+                num_workers=self.num_workers,
+                collate_fn=collate,
+                drop_last=True,  # a last batch of one image kills BatchNorm in train mode
+                pin_memory=torch.cuda.is_available(),
+                persistent_workers=self.num_workers > 0,
+            )
+        return loaders
+
+    def val_dataloader(self) -> list[DataLoader[Item]]:
+        """One loader a domain of `validation_sets`, in that order."""
+        world, rank = self._world()
+        return [
+            DataLoader(
+                EvaluationSet(samples, self.size),
+                batch_size=self.val_batch_size,
+                sampler=EvaluationSampler(len(samples), world, rank),
+                num_workers=self.num_workers,
+                collate_fn=collate,
+                pin_memory=torch.cuda.is_available(),
+            )
+            for samples in self.validation_sets.values()
+        ]
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Bytes to floats, on the device."""
+        if "image" in batch:
+            return to_device_format(batch)
+        return {domain: to_device_format(part) for domain, part in batch.items()}
+
+
+def _pair(option: str, value: list[int] | None) -> Size | None:
+    if value is None:
+        return None
+    if len(value) != 2 or min(value) < 1:
+        raise UserError(f"data option {option}: [height, width] in pixels, not {value}")
+    return int(value[0]), int(value[1])

@@ -1,0 +1,128 @@
+"""torch data sets over the readers, and how their samples become batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from sfda.data.errors import BadPair
+from sfda.data.readers import SegmentationSet
+from sfda.data.transforms import RandomViews, View, resize_image, resize_label
+from sfda.errors import UserError
+
+Batch = dict[str, Any]
+Item = dict[str, Any] | BadPair
+Size = tuple[int, int]
+
+
+def _to_tensor(image: Any) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+
+class TrainingSet(Dataset[Item]):
+    """Views of a data set for training; indexed by ``(index, draw)`` of a `TrainingSampler`.
+
+    Args:
+        samples: The pairs on disk.
+        size: (height, width) that images and labels are brought to first; None keeps their own.
+        views: The random view, or None for plain images.
+        seed: Seed of the run and a number of the domain; with the draw it makes the view's seed.
+    """
+
+    def __init__(self, samples: SegmentationSet, size: Size | None, views: RandomViews | None, seed: Sequence[int]):
+        self.samples = samples
+        self.size = size
+        self.views = views
+        self.seed = tuple(seed)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, key: tuple[int, int]) -> Item:
+        cv2.setNumThreads(0)  # the workers are the parallelism
+        index, draw = key
+        try:
+            sample = self.samples.read(index)
+        except BadPair as fault:
+            return fault
+        image = resize_image(sample.image, self.size)
+        label = None if sample.label is None else resize_label(sample.label, self.size)
+        if self.views is None:
+            view = View(image, label, np.ones(image.shape[:2], dtype=np.bool_), None)
+        else:
+            view = self.views(image, label, int(np.random.SeedSequence([*self.seed, draw]).generate_state(1)[0]))
+        item = {"name": sample.name, "image": _to_tensor(view.image), "valid": torch.from_numpy(view.valid)}
+        if view.strong is not None:
+            item["strong"] = _to_tensor(view.strong)
+        if view.label is not None:
+            item["label"] = torch.from_numpy(view.label)
+        return item
+
+
+class EvaluationSet(Dataset[Item]):
+    """A data set as it is scored: images at the network's input size, labels at their own."""
+
+    def __init__(self, samples: SegmentationSet, size: Size | None):
+        self.samples = samples
+        self.size = size
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Item:
+        cv2.setNumThreads(0)
+        try:
+            sample = self.samples.read(index)
+        except BadPair as fault:
+            return fault
+        item = {"name": sample.name, "image": _to_tensor(resize_image(sample.image, self.size))}
+        if sample.label is not None:
+            item["label"] = torch.from_numpy(sample.label)
+        return item
+
+
+def collate(items: Sequence[Item]) -> Batch:
+    """Stack items into a batch; bad pairs are left out and named under ``skipped``.
+
+    Returns:
+        ``name``: list of B names; ``image`` (B, 3, H, W) uint8; where the items have them ``label`` (B, H, W) uint8,
+        ``valid`` (B, H, W) bool and ``strong`` (B, 3, H, W) uint8; ``skipped``: list of messages.
+
+    Raises:
+        UserError: images of different sizes meet in one batch, or no pair of the batch is readable.
+    """
+    faults = [str(item) for item in items if isinstance(item, BadPair)]
+    good = [item for item in items if not isinstance(item, BadPair)]
+    if not good:
+        raise UserError("no pair of a whole batch can be used:\n  " + "\n  ".join(faults))
+    batch: Batch = {"name": [item["name"] for item in good], "skipped": faults}
+    for key in good[0]:
+        if key == "name":
+            continue
+        tensors = [item[key] for item in good]
+        if len({tensor.shape for tensor in tensors}) > 1:
+            shapes = ", ".join(f"{item['name']} {tuple(item[key].shape[-2:])}" for item in good)
+            raise UserError(
+                f"the {key}s of one batch differ in size ({shapes}): give all images one size with "
+                "--data.init_args.size '[H, W]', or use --data.init_args.val_batch_size 1 (validation) "
+                "or --data.init_args.crop '[H, W]' (training)"
+            )
+        batch[key] = torch.stack(tensors)
+    return batch
+
+
+def to_device_format(batch: Batch) -> Batch:
+    """Images to float RGB in [0, 1], labels to int64; after the transfer, so that bytes travel."""
+    converted = dict(batch)
+    for key in ("image", "strong"):
+        if key in batch:
+            converted[key] = batch[key].float() / 255
+    if "label" in batch:
+        converted["label"] = batch["label"].long()
+    return converted

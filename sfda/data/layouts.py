@@ -1,0 +1,244 @@
+"""Where the images and labels of a data set lie: GTA5, SYNTHIA-RAND-CITYSCAPES, Cityscapes, and plain folders.
+
+Only names are looked at here, no file is opened but the lists of names. Where labels are not asked for, nothing under
+the label folder is listed or even looked for: a source-free run works with that folder gone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from sfda.data.errors import BadList, DuplicateName, EmptyFolder, MissingLabels, MissingRoot
+from sfda.errors import UserError
+
+Split = Literal["train", "val"]
+
+_IMAGE_TYPES = (".png", ".jpg", ".jpeg")
+_VAL_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Domain:
+    """One domain, source or target, as a user describes it.
+
+    Attributes:
+        layout: How the files lie: `gta5`, `synthia`, `cityscapes` as published, or `folder` for anything else.
+        root: Folder of the data set.
+        classes: Class set of the label files, a name or a YAML file (`folder` only, and only where labels are read).
+            The named sets have Cityscapes label ids (7 is road) in their files, not train ids.
+        train_list: Text file of the names to train on, one a line (`gta5`, `synthia`). Default: `train.txt` in the
+            root; without any list, a fixed tenth of the images, chosen by a hash of the name, is `val`.
+        val_list: The same for validation; default `val.txt` in the root.
+        train_images: Folder of the training images, relative to the root (`folder` only, like the next three).
+        train_labels: Folder of the training labels.
+        val_images: Folder of the validation images.
+        val_labels: Folder of the validation labels.
+    """
+
+    layout: Literal["gta5", "synthia", "cityscapes", "folder"]
+    root: str
+    classes: str | None = None
+    train_list: str | None = None
+    val_list: str | None = None
+    train_images: str = "train/images"
+    train_labels: str = "train/labels"
+    val_images: str = "val/images"
+    val_labels: str = "val/labels"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One image and where its label is (or ought to be); None where labels are not asked for."""
+
+    name: str
+    image: Path
+    label: Path | None
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Folder of images or labels, relative to the root; names are the stems without `suffix`."""
+
+    folder: Path
+    suffix: str = ""
+    by_city: bool = False
+    types: tuple[str, ...] = _IMAGE_TYPES
+
+
+def _places(domain: Domain, split: Split) -> tuple[_Place, _Place]:
+    labels_only = (".png",)
+    if domain.layout == "gta5":
+        return _Place(Path("images")), _Place(Path("labels"), types=labels_only)
+    if domain.layout == "synthia":
+        return _Place(Path("RGB")), _Place(Path("GT/LABELS"), types=labels_only)
+    if domain.layout == "cityscapes":
+        return (
+            _Place(Path("leftImg8bit", split), "_leftImg8bit", by_city=True),
+            _Place(Path("gtFine", split), "_gtFine_labelIds", by_city=True, types=labels_only),
+        )
+    images, labels = {
+        "train": (domain.train_images, domain.train_labels),
+        "val": (domain.val_images, domain.val_labels),
+    }[split]
+    return _Place(Path(images)), _Place(Path(labels), types=labels_only)
+
+
+def read_pairs(domain: Domain, split: Split, with_labels: bool) -> list[Pair]:
+    """The images of a split in natural order of their names, with the paths of their labels if these are asked for.
+
+    A label that is missing for some images only is left to the reader of that pair.
+
+    Raises:
+        MissingRoot: the root or its image folder does not exist.
+        EmptyFolder: no image in the folder or in the split.
+        MissingLabels: labels are asked for and none is there.
+        DuplicateName: two images, labels or lines of a list have one name.
+        BadList: a list of names is missing, empty or names images that do not exist.
+        UserError: an option that the layout does not have.
+    """
+    _check_options(domain)
+    root = Path(domain.root).expanduser()
+    images, labels = _places(domain, split)
+    found = _find_images(root, images, labels)
+    if domain.layout in ("gta5", "synthia"):
+        found = {name: found[name] for name in _names_of_split(domain, root, split, set(found))}
+    if not found:
+        raise EmptyFolder(f"{root}: the split `{split}` is empty; name its images in {root / f'{split}.txt'}")
+    label_paths = _find_labels(root, images, labels, found) if with_labels else {}
+    return [Pair(name, found[name], label_paths.get(name)) for name in sorted(found, key=_natural)]
+
+
+def _check_options(domain: Domain) -> None:
+    options_of = {
+        "gta5": ("train_list", "val_list"),
+        "synthia": ("train_list", "val_list"),
+        "cityscapes": (),
+        "folder": ("classes", "train_images", "train_labels", "val_images", "val_labels"),
+    }
+    if domain.layout not in options_of:
+        raise UserError(f"layout {domain.layout!r}: known layouts are {', '.join(options_of)}")
+    defaults = Domain(domain.layout, domain.root)
+    for option in sorted(set().union(*options_of.values()) - set(options_of[domain.layout])):
+        if getattr(domain, option) != getattr(defaults, option):
+            raise UserError(f"`{option}` means nothing for the layout `{domain.layout}`: leave it out")
+
+
+def _natural(name: str) -> tuple[list[tuple[bool, int, str]], str]:
+    """Sort key under which 2 comes before 10, and 10 before a; the name itself decides between 1 and 01."""
+    return [(not digits, int(digits or 0), text) for digits, text in re.findall(r"([0-9]+)|([^0-9]+)", name)], name
+
+
+def _children(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.iterdir()) if not path.name.startswith("."))
+
+
+def _files_by_name(folder: Path, place: _Place) -> dict[str, Path]:
+    folders = [city for city in _children(folder) if city.is_dir()] if place.by_city else [folder]
+    found: dict[str, Path] = {}
+    for path in (path for parent in folders for path in _children(parent)):
+        if path.suffix.lower() not in place.types or not path.stem.endswith(place.suffix):
+            continue
+        name = path.stem[: len(path.stem) - len(place.suffix)]
+        if name in found:
+            raise DuplicateName(f"{found[name]} and {path} have one name, {name!r}: keep one of them")
+        found[name] = path
+    return found
+
+
+def _find_images(root: Path, images: _Place, labels: _Place) -> dict[str, Path]:
+    folder = root / images.folder
+    if not root.is_dir():
+        raise MissingRoot(
+            f"{root}: no such folder; set `root` to where the data set lies. "
+            "(`sfda data streets --out DIR` writes the embedded town, which needs no download.)"
+        )
+    if not folder.is_dir():
+        raise MissingRoot(
+            f"{folder}: no such folder, and images are expected there{_likely_root(root, images, labels)}"
+        )
+    if found := _files_by_name(folder, images):
+        return found
+    pattern = f"{'<city>/' if images.by_city else ''}*{images.suffix}"
+    message = f"{folder}: no image {pattern} ({', '.join(images.types)}) in it"
+    if not images.by_city and (deeper := next(_other_folders(folder, root / labels.folder), None)):
+        message += f"; are they in {deeper}? Their place is {folder} itself"
+    raise EmptyFolder(message)
+
+
+def _likely_root(root: Path, images: _Place, labels: _Place) -> str:
+    top = images.folder.parts[0]
+    if root.name == top:
+        return f"; set `root` to its parent {root.parent}"
+    for folder in _other_folders(root, root / labels.folder):
+        if (folder / top).is_dir():
+            return (
+                f"; found {folder / top}: set `root` to {folder}, or move the files of all such folders to {root / top}"
+            )
+    return ""
+
+
+def _other_folders(folder: Path, label_folder: Path) -> Iterator[Path]:
+    """Folders in `folder`, without a glance at the one of the labels."""
+    return (path for path in _children(folder) if not label_folder.is_relative_to(path) and path.is_dir())
+
+
+def _find_labels(root: Path, images: _Place, labels: _Place, wanted: dict[str, Path]) -> dict[str, Path]:
+    folder = root / labels.folder
+    found = _files_by_name(folder, labels) if folder.is_dir() else {}
+    expected = {
+        name: folder / image.parent.relative_to(root / images.folder) / f"{name}{labels.suffix}.png"
+        for name, image in wanted.items()
+    }
+    if not wanted.keys() & found.keys():
+        example = next(iter(expected.values()))
+        raise MissingLabels(
+            f"{folder}: no label for any of the {len(wanted)} images; labels are PNG files with the images' names, "
+            f"such as {example}"
+        )
+    return expected | {name: found[name] for name in wanted.keys() & found.keys()}
+
+
+def _names_of_split(domain: Domain, root: Path, split: Split, names: set[str]) -> Iterable[str]:
+    lists = {
+        "train": Path(domain.train_list).expanduser() if domain.train_list else root / "train.txt",
+        "val": Path(domain.val_list).expanduser() if domain.val_list else root / "val.txt",
+    }
+    given = {"train": domain.train_list, "val": domain.val_list}
+    if given[split] or lists[split].is_file():
+        return _names_in_list(lists[split], names)
+    if any(given.values()) or any(path.is_file() for path in lists.values()):
+        raise BadList(
+            f"{root}: there is a list of names, but none for `{split}`, and a split by hash could overlap with it; "
+            f"set `{split}_list` or write {lists[split]}"
+        )
+    return (name for name in names if _is_val(name) == (split == "val"))
+
+
+def _is_val(name: str) -> bool:
+    digest = hashlib.sha256(name.encode()).digest()
+    return int.from_bytes(digest[:8], "big") < _VAL_SHARE * 2**64
+
+
+def _names_in_list(path: Path, names: set[str]) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadList(f"{path}: the list of names cannot be read ({error})") from error
+    listed = [Path(line.strip()) for line in lines if line.strip()]
+    stems = [entry.stem if entry.suffix.lower() in _IMAGE_TYPES else entry.name for entry in listed]
+    if not stems:
+        raise BadList(f"{path}: the list is empty; write one name a line, such as {min(names)}")
+    if missing := [stem for stem in stems if stem not in names]:
+        raise BadList(
+            f"{path}: {len(missing)} of {len(stems)} names have no image, the first being {missing[0]!r}; "
+            f"the images have names such as {min(names)!r}"
+        )
+    if len(set(stems)) != len(stems):
+        twice = next(stem for stem in stems if stems.count(stem) > 1)
+        raise DuplicateName(f"{path}: names {twice!r} twice")
+    return stems

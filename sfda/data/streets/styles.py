@@ -1,0 +1,249 @@
+"""What sets the three domains apart: palette, light, camera and what is found in their streets.
+
+A preset is fixed for good once results were published with it: a change of any number below is a new preset.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sfda.data.streets.draw import Colour
+
+Range = tuple[float, float]
+Palette = tuple[Colour, ...]
+
+
+@dataclass(frozen=True)
+class Style:
+    """One domain. Ranges are drawn from per scene; lengths in metres, colours RGB 0-255."""
+
+    # Camera, see `draw.Camera`
+    camera_height: Range
+    focal: Range
+    horizon: Range
+    bonnet: float  # probability that the own car's bonnet is seen
+    # Layout
+    road: Range  # half the width of the road
+    sidewalk: Range
+    storeys: Range
+    sides: dict[str, float]  # what stands beside the street: weights
+    traffic: dict[str, float]  # what drives: weights
+    terrain: float  # probability of a verge of grass; 0: no terrain at all
+    rails: float  # probability of tram rails in the road
+    density: float  # probability that a place in a lane is taken
+    parked: float  # the same, of places at the kerb
+    people: float  # mean numbers a scene
+    two_wheelers: float  # parked ones
+    poles: float
+    lights: float
+    signs: float
+    trees: float
+    # Palette
+    sky: tuple[Colour, Colour]  # at the top and at the horizon
+    clouds: float  # 0: clear, 1: overcast
+    cloud: Colour
+    asphalt: Palette
+    paving: Palette
+    marking: Colour
+    centre_marking: Colour
+    grass: Palette
+    foliage: Palette
+    facades: Palette
+    glass: Colour
+    roofs: Palette
+    walls: Palette
+    fences: Palette
+    metal: Palette
+    clothes: Palette
+    skin: Palette
+    cars: Palette
+    heavy: Palette  # trucks, buses
+    trains: Palette
+    sign_boards: Palette
+    light_box: Colour
+    # Light and sensor
+    sun: float  # difference between lit and unlit faces
+    shadow: float  # darkness of cast shadows
+    haze: float  # share of light lost to haze a metre
+    haze_colour: Colour
+    texture: float
+    grain: float  # mix of fine (0) and coarse (1) texture
+    exposure: Range
+    contrast: float
+    saturation: float
+    tint: Colour  # factors x 100 of the three channels
+    noise: float  # standard deviation of the sensor's noise in grey levels
+    blur: float  # standard deviation in thousandths of the image height
+
+
+_ALL_TRAFFIC = {"car": 6.0, "truck": 1.0, "bus": 0.9, "train": 0.9, "motorcycle": 1.4, "bicycle": 1.4}
+
+_GTA5 = Style(
+    camera_height=(1.35, 1.9),
+    focal=(0.95, 1.1),
+    horizon=(0.42, 0.5),
+    bonnet=0.1,
+    road=(5.0, 7.5),
+    sidewalk=(2.2, 4.0),
+    storeys=(2, 9),
+    sides={"building": 6.0, "wall": 1.7, "fence": 1.7, "park": 1.6, "crossing": 1.0},
+    traffic=_ALL_TRAFFIC,
+    terrain=0.35,
+    rails=0.15,
+    density=0.45,
+    parked=0.35,
+    people=4.0,
+    two_wheelers=0.8,
+    poles=4.0,
+    lights=1.6,
+    signs=1.6,
+    trees=4.0,
+    sky=((74, 128, 204), (186, 208, 226)),
+    clouds=0.35,
+    cloud=(246, 244, 238),
+    asphalt=((98, 95, 92), (112, 108, 103), (84, 83, 84)),
+    paving=((172, 163, 148), (160, 154, 145), (184, 172, 152)),
+    marking=(226, 224, 214),
+    centre_marking=(214, 176, 62),
+    grass=((132, 138, 66), (112, 130, 60), (158, 142, 88)),
+    foliage=((70, 106, 44), (88, 116, 50), (58, 92, 46), (104, 118, 60)),
+    facades=((206, 182, 148), (190, 150, 118), (222, 208, 184), (168, 120, 96), (180, 178, 172), (146, 140, 132)),
+    glass=(66, 92, 112),
+    roofs=((132, 98, 82), (110, 104, 98)),
+    walls=((176, 162, 140), (150, 142, 134), (190, 148, 118)),
+    fences=((120, 116, 110), (92, 88, 84), (150, 130, 104)),
+    metal=((112, 110, 106), (86, 86, 84), (132, 124, 112)),
+    clothes=((176, 60, 50), (56, 76, 130), (220, 216, 206), (48, 48, 52), (196, 150, 70), (86, 120, 86)),
+    skin=((204, 154, 122), (150, 104, 78), (104, 72, 56)),
+    cars=((186, 34, 30), (226, 224, 218), (36, 38, 42), (42, 80, 150), (170, 172, 174), (214, 160, 46)),
+    heavy=((216, 212, 200), (190, 70, 44), (70, 104, 142), (226, 178, 60)),
+    trains=((200, 196, 186), (176, 52, 44)),
+    sign_boards=((190, 36, 34), (40, 108, 72), (226, 222, 210), (222, 176, 40)),
+    light_box=(52, 50, 34),
+    sun=0.26,
+    shadow=0.45,
+    haze=0.0022,
+    haze_colour=(206, 212, 214),
+    texture=0.7,
+    grain=0.4,
+    exposure=(0.92, 1.12),
+    contrast=1.1,
+    saturation=1.15,
+    tint=(104, 101, 94),
+    noise=1.5,
+    blur=3.0,
+)
+_SYNTHIA = Style(
+    camera_height=(1.5, 3.0),
+    focal=(0.95, 1.15),
+    horizon=(0.36, 0.48),
+    bonnet=0.0,
+    road=(5.5, 8.5),
+    sidewalk=(3.0, 5.0),
+    storeys=(3, 11),
+    sides={"building": 6.5, "wall": 1.5, "fence": 1.6, "park": 0.9, "crossing": 0.8},
+    traffic={"car": 6.0, "bus": 1.4, "motorcycle": 1.4, "bicycle": 1.4},
+    terrain=0.0,
+    rails=0.0,
+    density=0.4,
+    parked=0.25,
+    people=7.0,
+    two_wheelers=1.0,
+    poles=4.5,
+    lights=1.8,
+    signs=1.8,
+    trees=3.5,
+    sky=((108, 150, 224), (214, 226, 240)),
+    clouds=0.55,
+    cloud=(236, 238, 246),
+    asphalt=((82, 80, 92), (70, 70, 80), (94, 90, 98)),
+    paving=((148, 122, 112), (140, 136, 148), (168, 148, 130)),
+    marking=(240, 240, 244),
+    centre_marking=(240, 240, 244),
+    grass=((84, 150, 60),),
+    foliage=((46, 126, 44), (70, 146, 52), (38, 104, 52), (112, 140, 48)),
+    facades=((176, 92, 70), (150, 124, 170), (196, 168, 110), (120, 132, 150), (204, 196, 206), (126, 90, 84)),
+    glass=(54, 74, 124),
+    roofs=((150, 66, 54), (84, 84, 96)),
+    walls=((150, 96, 80), (136, 136, 146)),
+    fences=((60, 66, 84), (128, 104, 76)),
+    metal=((76, 80, 92), (104, 106, 116)),
+    clothes=((220, 40, 60), (40, 60, 180), (40, 160, 90), (230, 190, 50), (150, 60, 170), (230, 230, 236)),
+    skin=((222, 170, 140), (140, 96, 74)),
+    cars=((220, 30, 36), (30, 60, 190), (236, 236, 240), (40, 150, 80), (30, 30, 34), (236, 200, 40)),
+    heavy=((230, 60, 40), (60, 90, 200), (236, 236, 230)),
+    trains=((200, 200, 200),),
+    sign_boards=((220, 30, 40), (30, 80, 210), (240, 240, 236)),
+    light_box=(26, 28, 30),
+    sun=0.34,
+    shadow=0.5,
+    haze=0.0008,
+    haze_colour=(220, 224, 236),
+    texture=0.4,
+    grain=0.7,
+    exposure=(0.8, 1.2),
+    contrast=1.15,
+    saturation=1.2,
+    tint=(100, 97, 106),
+    noise=0.7,
+    blur=2.0,
+)
+_CITYSCAPES = Style(
+    camera_height=(1.15, 1.35),
+    focal=(1.15, 1.3),
+    horizon=(0.38, 0.44),
+    bonnet=1.0,
+    road=(4.0, 6.0),
+    sidewalk=(1.8, 3.5),
+    storeys=(3, 6),
+    sides={"building": 6.0, "wall": 1.2, "fence": 1.3, "park": 2.0, "crossing": 0.9},
+    traffic={"car": 6.5, "truck": 0.7, "bus": 0.7, "train": 0.8, "motorcycle": 1.0, "bicycle": 2.2},
+    terrain=0.4,
+    rails=0.25,
+    density=0.4,
+    parked=0.6,
+    people=6.0,
+    two_wheelers=1.8,
+    poles=4.5,
+    lights=1.5,
+    signs=2.2,
+    trees=5.0,
+    sky=((214, 222, 222), (244, 246, 240)),
+    clouds=0.8,
+    cloud=(250, 252, 246),
+    asphalt=((104, 106, 106), (92, 95, 97), (112, 112, 110)),
+    paving=((124, 122, 120), (132, 126, 124), (114, 116, 116)),
+    marking=(190, 194, 192),
+    centre_marking=(190, 194, 192),
+    grass=((98, 116, 70), (86, 108, 68), (110, 118, 78)),
+    foliage=((52, 76, 48), (66, 88, 56), (44, 64, 44), (78, 92, 60)),
+    facades=((150, 140, 124), (128, 122, 114), (166, 160, 148), (138, 112, 96), (112, 112, 112), (158, 148, 120)),
+    glass=(62, 70, 72),
+    roofs=((112, 78, 66), (84, 84, 86)),
+    walls=((122, 118, 112), (104, 104, 102)),
+    fences=((80, 86, 82), (98, 96, 92)),
+    metal=((104, 108, 108), (124, 128, 128), (78, 84, 82)),
+    clothes=((48, 52, 60), (78, 76, 76), (60, 72, 92), (112, 60, 56), (140, 138, 132), (40, 40, 44)),
+    skin=((186, 148, 128), (148, 112, 94)),
+    cars=((40, 42, 46), (140, 144, 146), (176, 180, 180), (60, 70, 86), (96, 98, 100), (110, 46, 42)),
+    heavy=((170, 172, 168), (150, 130, 70), (80, 96, 104)),
+    trains=((184, 160, 70), (160, 164, 162)),
+    sign_boards=((150, 44, 44), (46, 76, 130), (190, 192, 188)),
+    light_box=(40, 44, 44),
+    sun=0.1,
+    shadow=0.25,
+    haze=0.005,
+    haze_colour=(204, 212, 208),
+    texture=0.8,
+    grain=0.3,
+    exposure=(0.82, 1.06),
+    contrast=0.82,
+    saturation=0.75,
+    tint=(94, 102, 98),
+    noise=5.0,
+    blur=5.0,
+)
+
+PRESETS: dict[str, dict[str, Style]] = {
+    "streets-v1": {"gta5": _GTA5, "synthia": _SYNTHIA, "cityscapes": _CITYSCAPES},
+}

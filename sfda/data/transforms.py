@@ -1,0 +1,101 @@
+"""Random views of a training image: one geometry, a weak and a strong photometry."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from sfda.data.label_spaces import IGNORE
+
+# albumentations asks the network for a newer version of itself when it is imported.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+import albumentations as A
+
+Array = npt.NDArray[np.uint8]
+
+
+def resize_image(image: Array, size: tuple[int, int] | None) -> Array:
+    """Bring an image (H, W, 3) to `size` = (height, width): area averaging downwards, bilinear upwards."""
+    if size is None or image.shape[:2] == size:
+        return image
+    shrinks = size[0] < image.shape[0]
+    resized = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return np.asarray(resized, dtype=np.uint8)
+
+
+def resize_label(label: Array, size: tuple[int, int] | None) -> Array:
+    """Bring a label map (H, W) to `size` = (height, width) by nearest neighbour."""
+    if size is None or label.shape == size:
+        return label
+    return np.asarray(cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT), dtype=np.uint8)
+
+
+@dataclass
+class View:
+    """One random view of an image.
+
+    Attributes:
+        image: (h, w, 3) uint8, geometry applied.
+        label: (h, w) uint8 train ids, 255 where padded; None for an image without a label.
+        valid: (h, w) bool, False where the crop had to be padded.
+        strong: (h, w, 3) uint8, the same crop with strong photometric augmentation, where asked for.
+    """
+
+    image: Array
+    label: Array | None
+    valid: npt.NDArray[np.bool_]
+    strong: Array | None
+
+
+class RandomViews:
+    """Random rescale, crop and flip, and a strong photometric view of the same crop.
+
+    The same seed gives the same view, in whatever process it is drawn.
+
+    Args:
+        crop: (height, width) of the view; None keeps the whole image and only flips it.
+        scale: Smallest and largest random rescale factor.
+        strong: Whether to make the strong view.
+    """
+
+    def __init__(self, crop: tuple[int, int] | None, scale: tuple[float, float], *, strong: bool) -> None:
+        steps: list[A.BasicTransform] = []
+        if crop is not None:
+            steps += [
+                A.RandomScale((scale[0] - 1, scale[1] - 1), p=1.0),
+                A.PadIfNeeded(*crop, border_mode=cv2.BORDER_CONSTANT, fill=0, fill_mask=IGNORE),
+                A.RandomCrop(*crop),
+            ]
+        self.geometry = A.Compose([*steps, A.HorizontalFlip(p=0.5)])
+        self.photometry = (
+            A.Compose(
+                [
+                    A.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, p=0.8),
+                    A.ToGray(p=0.1),
+                    A.GaussianBlur(blur_limit=(3, 7), p=0.5),
+                ]
+            )
+            if strong
+            else None
+        )
+
+    def __call__(self, image: Array, label: Array | None, seed: int) -> View:
+        """The view of an image (H, W, 3) and its label (H, W) that belongs to `seed`."""
+        self.geometry.set_random_seed(seed)
+        padding = np.zeros(image.shape[:2], dtype=np.uint8)
+        drawn = self.geometry(image=image, masks=[padding] if label is None else [padding, label])
+        strong = None
+        if self.photometry is not None:
+            self.photometry.set_random_seed(seed)
+            strong = self.photometry(image=drawn["image"])["image"]
+        return View(
+            image=drawn["image"],
+            label=None if label is None else drawn["masks"][1],
+            valid=drawn["masks"][0] == 0,
+            strong=strong,
+        )

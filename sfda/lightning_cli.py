@@ -1,0 +1,188 @@
+"""LightningCLI for ``sfda fit`` and ``sfda validate``: any method, any DataModule, a run folder of its own."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import pkgutil
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+import yaml
+from jsonargparse import ArgumentError
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+import sfda.methods
+from sfda.callbacks.pictures import Pictures
+from sfda.callbacks.progress_lines import ProgressLines
+from sfda.callbacks.run_folder import RunFolder, last_checkpoint
+from sfda.callbacks.skipped_files import SkippedFiles
+from sfda.data.datamodule import DomainAdaptationDataModule
+from sfda.data.label_spaces import load_class_set
+from sfda.errors import UserError
+from sfda.methods.base import Method, read_checkpoint
+
+QUIET = (
+    "does not have many workers",
+    "exists and is not empty",
+    "is smaller than the logging interval",
+    "configure_optimizers. returned .None.",
+    "treespec, LeafSpec",
+    "GPU available but not used",
+    "lr_scheduler.step",
+    "modules? in eval mode at the start of training",
+)
+
+
+def run(subcommand: str, arguments: Sequence[str]) -> None:
+    """Parse the arguments of one ``sfda fit`` or ``sfda validate`` and run it.
+
+    Raises:
+        UserError: the arguments do not fit together.
+    """
+    for logger in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(logger).setLevel(logging.WARNING)
+    for message in QUIET:
+        warnings.filterwarnings("ignore", message=f".*{message}")
+    warnings.showwarning = _show_warning
+    for module in pkgutil.iter_modules(sfda.methods.__path__):  # so that `--model AdaBN` finds its class
+        importlib.import_module(f"{sfda.methods.__name__}.{module.name}")
+    sys.argv[1:] = [subcommand, *arguments]  # what Lightning's launcher starts further ranks with
+    try:
+        CommandLine(
+            Method,
+            DomainAdaptationDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            auto_configure_optimizers=False,
+            parser_kwargs={name: {"exit_on_error": False} for name in ("fit", "validate")} | {"exit_on_error": False},
+        )
+    except ArgumentError as error:
+        raise UserError(_shorten(str(error))) from error
+
+
+class CommandLine(LightningCLI):
+    """Adds the run folder and the link from `classes` to `num_classes`; keeps checkpoints from changing the model."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """``--out``, ``--experiment``, and `num_classes` from the data."""
+        parser.add_argument("--out", type=str | None, help="run folder (default: runs/BENCHMARK/EXPERIMENT/seedN)")
+        parser.add_argument("--experiment", type=str | None, help="name in tables (default: the last config's name)")
+        parser.link_arguments(
+            "data.init_args.classes",
+            "model.init_args.num_classes",
+            compute_fn=lambda classes: len(load_class_set(classes)),
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """``fit`` and ``validate``."""
+        return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name in ("fit", "validate")}
+
+    def _parse_ckpt_path(self) -> None:
+        """Refuse a checkpoint of another method; LightningCLI would silently become that method."""
+        config = self.config[self.config.subcommand]
+        if config.get("ckpt_path") is None:
+            return
+        stored = read_checkpoint(config.ckpt_path).get("hyper_parameters", {})
+        configured = config.model.class_path
+        if (class_path := stored.get("_class_path", configured)) != configured:
+            raise UserError(
+                f"--ckpt_path {config.ckpt_path} is a checkpoint of {class_path}, not of {configured}. To start from "
+                "its weights give it as --model.init_args.source_checkpoint; --ckpt_path resumes or scores the same "
+                "method"
+            )
+        for option in ("network", "num_classes"):
+            if option in stored and stored[option] != config.model.init_args.get(option):
+                raise UserError(
+                    f"--ckpt_path {config.ckpt_path} has {option} {stored[option]}, this run "
+                    f"{config.model.init_args.get(option)}: make them the same"
+                )
+
+    def before_instantiate_classes(self) -> None:
+        """Settle the run folder before hours are spent."""
+        config = self.config[self.subcommand]
+        paths = [Path(str(path)) for path in config.get("config") or ()]
+        named = [path for path in paths if path.parent.parent.name == "experiment" and path.stem != "base"]
+        if config.experiment is None:
+            config.experiment = named[-1].stem if named else config.model.class_path.rpartition(".")[2]
+        if config.out is None:
+            benchmark = named[-1].parent.name if named else ""
+            config.out = str(Path("runs", benchmark, config.experiment, f"seed{config.seed_everything}"))
+        self.folder = Path(config.out)
+        self.scores_a_run = self.subcommand == "validate" and self.folder / "config.yaml" in paths
+        if rank_zero_only.rank == 0:
+            self._check_folder(resumes=config.get("ckpt_path") is not None)
+
+    def _check_folder(self, *, resumes: bool) -> None:
+        if (self.folder / "result.json").exists() and not self.scores_a_run:
+            raise UserError(f"run folder {self.folder} holds a finished run: choose another --out, or move it away")
+        if self.subcommand == "fit" and not resumes and (self.folder / "last.ckpt").exists():
+            raise UserError(
+                f"run folder {self.folder} holds an unfinished run: resume it with `sfda fit --run {self.folder}`, "
+                "choose another --out, or move it away"
+            )
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """A Trainer that writes into the run folder."""
+        config = self.config_init[self.subcommand]["trainer"]
+        seed = self.config[self.subcommand].seed_everything
+        callbacks = [
+            last_checkpoint(self.folder),
+            RunFolder(self.folder, self.config[self.subcommand].experiment, seed),
+            SkippedFiles(),
+            Pictures(self.folder),
+        ]
+        given = config.get("callbacks") or []
+        if config.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in given):
+            callbacks.append(RichProgressBar() if sys.stdout.isatty() else ProgressLines())
+        self.trainer_defaults["callbacks"] = callbacks
+        kwargs["default_root_dir"] = str(self.folder)
+        if config.get("logger") in (None, True):
+            kwargs["logger"] = self.subcommand == "fit" and CSVLogger(str(self.folder), name="", version="")
+        return super().instantiate_trainer(**kwargs)
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        kwargs["weights_only"] = True
+        if subcommand == "validate":
+            kwargs["verbose"] = False
+        return kwargs
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        if rank_zero_only.rank == 0:
+            self._write_config()
+        super()._run_subcommand(subcommand)
+
+    def _write_config(self) -> None:
+        """What ``--run`` reads: the whole configuration, less what belongs to one call."""
+        path = self.folder / "config.yaml"
+        if self.scores_a_run:
+            return  # scoring a run must not change what it was
+        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.subcommand]
+        for key in ("config", "ckpt_path", "weights_only", "verbose", "out"):
+            config.pop(key, None)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(config, sort_keys=False))
+
+
+def _shorten(message: str) -> str:
+    """The part of jsonargparse's message that a user can act on."""
+    lines = [line.strip() for line in message.splitlines()]
+    wanted = [line for line in lines if "is not accepted" in line or "Expected" in line or "not found" in line]
+    return message if len(lines) < 4 or not wanted else f"{lines[0]} {' '.join(dict.fromkeys(wanted))}"
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
+    sys.stderr.write(f"warning: {message}\n")

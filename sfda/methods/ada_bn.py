@@ -1,0 +1,145 @@
+"""Batch normalisation with the target's statistics."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+from torchmetrics import MeanMetric
+
+from sfda.errors import UserError
+from sfda.methods.gathered import GatheredMethod
+from sfda.metrics.label_free import LabelFreeMetrics
+from sfda.metrics.view_agreement import ranks, view_agreement
+from sfda.networks.batch_norm import (
+    BatchStatistics,
+    LayerShift,
+    Statistics,
+    batch_norm_layers,
+    input_layers,
+    layer_shift,
+    mix_statistics,
+    read_statistics,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sfda.data.datasets import Batch
+
+ALPHAS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
+SCORED_IMAGES = 32
+
+
+class AdaBN(GatheredMethod):
+    """BN statistics = (1 − α) · source + α · target; no weight is changed.
+
+    α = 1 is the classic method (Li et al., "Revisiting batch normalization for practical domain adaptation",
+    arXiv 1603.04779); small α are for targets that full replacement hurts. Target statistics are gathered with the BN
+    layers in train mode, so that each layer sees inputs that the layers before it have already normalised by batch
+    statistics, and are pooled over batches and ranks.
+
+    ``alpha: auto`` needs no label: each of eight α is scored on 32 target training images by the agreement between
+    views and by InfoMax over the scored classes; the largest sum of the two ranks wins, ties go to the smaller α.
+
+    Writes ``ada_bn.json`` (α, the scores, the shift of every layer) and ``ada_bn_layers.png`` into the run folder.
+
+    Args:
+        alpha: α in [0, 1], or ``auto``.
+        layers: ``all`` BN layers, or only those nearest the image (``input``).
+        **base: Options of `Method`.
+    """
+
+    reads = frozenset({"target_images"})
+
+    def __init__(
+        self, alpha: float | Literal["auto"] = 1.0, layers: Literal["all", "input"] = "all", **base: Any
+    ) -> None:
+        super().__init__(**base)
+        if alpha != "auto" and not 0 <= alpha <= 1:
+            raise UserError(f"model option alpha: auto, or a number from 0 to 1, not {alpha}")
+        if not batch_norm_layers(self.network):
+            raise UserError(f"AdaBN needs BatchNorm layers with running statistics; {base['network']} has none")
+        self.alpha = alpha
+        self.layers = layers
+        self._statistics = BatchStatistics(self.network)
+        self._images: list[Tensor] = []
+
+    def gather(self, batch: Batch) -> None:
+        """Sum the statistics of the target images; keep the first ones to score α on."""
+        images = batch["target"]["image"]
+        with self._statistics:
+            self.network(images)
+        wanted = SCORED_IMAGES // self.trainer.world_size - sum(len(kept) for kept in self._images)
+        if self.alpha == "auto" and wanted > 0:
+            self._images.append((images[:wanted] * 255).byte().cpu())
+
+    def finish(self) -> None:
+        """Mix the statistics, and report."""
+        source = read_statistics(self.network)
+        target = self._statistics.reduce().mean_and_variance()
+        image = torch.zeros(1, 3, 64, 64, device=self.device)
+        changed = input_layers(self.network, image) if self.layers == "input" else set(target)
+        scores: list[dict[str, float]] = []
+        if self.alpha == "auto":
+            scores = self._score_alphas(source, target, changed)
+            # max keeps the first of equals, which is the smaller α
+            alpha = max(scores, key=lambda score: score["rank_sum"])["alpha"]
+        else:
+            alpha = float(self.alpha)
+        mix_statistics(self.network, source, target, alpha, changed)
+        self._report(alpha, scores, layer_shift(source, target), changed)
+
+    def _score_alphas(self, source: Statistics, target: Statistics, changed: set[str]) -> list[dict[str, float]]:
+        scored = []
+        for alpha in ALPHAS:
+            mix_statistics(self.network, source, target, alpha, changed)
+            scored.append(self._score())
+        agreement, information = torch.tensor(scored, dtype=torch.float64).T
+        rank_sums = ranks(agreement) + ranks(information)
+        rows = torch.stack([torch.tensor(ALPHAS, dtype=torch.float64), agreement, information, rank_sums], dim=1)
+        return [dict(zip(("alpha", "agreement", "infomax", "rank_sum"), row, strict=True)) for row in rows.tolist()]
+
+    def _score(self) -> tuple[float, float]:
+        """Mean view agreement and InfoMax of the network as it is, over all ranks' images."""
+
+        def predict(images: Tensor, size: tuple[int, int]) -> Tensor:
+            return self.score_probabilities(self.single_view_probabilities(images, size))
+
+        agreement = MeanMetric().set_dtype(torch.float64).to(self.device)
+        label_free = LabelFreeMetrics(len(self.datamodule.score_classes)).to(self.device)
+        for kept in self._images:
+            images = kept.to(self.device).float() / 255
+            probabilities = predict(images, (images.shape[-2], images.shape[-1]))
+            agreement.update(view_agreement(predict, images, probabilities.argmax(dim=1)))
+            label_free.update(probabilities)
+        return float(agreement.compute()), float(label_free.compute()["infomax"])
+
+    def _report(
+        self, alpha: float, scores: list[dict[str, float]], shifts: list[LayerShift], changed: set[str]
+    ) -> None:
+        if not self.trainer.is_global_zero:
+            return
+        layers = [{**shift._asdict(), "changed": shift.layer in changed} for shift in shifts]
+        report = {"alpha": alpha, "scores": scores, "layers": layers}
+        (self.run_folder / "ada_bn.json").write_text(json.dumps(report, indent=2) + "\n")
+        draw_layer_shift(shifts, self.run_folder / "ada_bn_layers.png")
+
+
+def draw_layer_shift(shifts: list[LayerShift], path: Path) -> None:
+    """Where the domain gap sits: mean shift and variance ratio of every BN layer, from the image to the logits."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(max(7.0, 0.14 * len(shifts) + 2), 5), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    position = range(len(shifts))
+    upper.bar(position, [shift.mean_shift for shift in shifts])
+    upper.set_ylabel("mean shift\n(source std. dev.)")
+    lower.bar(position, [shift.variance_ratio - 1 for shift in shifts], bottom=1)
+    lower.axhline(1, color="black", linewidth=0.8)
+    lower.set_ylabel("variance ratio\ntarget / source")
+    lower.set_xlabel("BatchNorm layer, from the image to the logits")
+    figure.suptitle("Where the domain gap sits")
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,232 @@
+"""The contract of a method: what it reads, how it predicts, how it is validated.
+
+Three kinds stand on it: a plain `Method` only predicts, a `TrainedMethod` (`sfda.methods.trained`) follows the
+gradient of named losses, a `GatheredMethod` (`sfda.methods.gathered`) looks at the images once and then changes the
+network without a gradient.
+"""
+
+from __future__ import annotations
+
+import pickle
+from abc import ABC
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sfda.data.label_spaces import SYNTHIA13, SYNTHIA16
+from sfda.errors import UserError
+from sfda.metrics.segmentation import SegmentationMetrics
+from sfda.networks.build import build_network
+
+if TYPE_CHECKING:
+    from sfda.data.datamodule import DomainAdaptationDataModule
+    from sfda.data.datasets import Batch
+
+Reads = frozenset[str]
+Views = Literal["single", "multi_scale"]
+Reliability = tuple[Tensor, Tensor, Tensor]
+MULTI_SCALES = (0.75, 1.0, 1.25)
+
+
+class Method(L.LightningModule, ABC):
+    """A network, how it predicts, and how its predictions are scored.
+
+    Class attributes:
+        reads: Which of ``source_images``, ``source_labels``, ``target_images``, ``target_labels`` training opens.
+            The DataModule opens exactly these. Source-free: no ``source_*``; label-free: no ``target_labels``.
+        training_view: ``plain`` images, a ``weak`` random view, or ``weak_and_strong`` views of one crop.
+
+    Args:
+        network: Network string, see `sfda.networks.build.build_network`.
+        num_classes: Number of classes C that the network predicts; the command line links it to the data's `classes`.
+        source_checkpoint: Checkpoint whose network this one starts from: initial weights. (``--ckpt_path`` is another
+            thing: it resumes or evaluates a run of this same method.)
+        views: How probabilities are predicted: from the image as it is, or averaged over the scales 0.75, 1 and 1.25,
+            each with its mirror image (``multi_scale``).
+    """
+
+    reads: ClassVar[Reads] = frozenset()
+    training_view: ClassVar[Literal["plain", "weak", "weak_and_strong"]] = "weak"
+
+    def __init__(
+        self, network: str, num_classes: int, source_checkpoint: str | None = None, views: Views = "single"
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.network = build_network(network, num_classes)
+        self.source_checkpoint = source_checkpoint
+        self.views = views
+        self.domain_metrics = nn.ModuleDict()
+        self.results: dict[str, dict[str, float]] = {}
+        self.reliability: dict[str, Reliability] = {}
+
+    # ------------------------------------------------------------------ what a method may change
+
+    def predict_probabilities(self, images: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Class probabilities of images: all evaluation, selection, prediction and export go through here.
+
+        Args:
+            images: (B, 3, H, W) RGB in [0, 1].
+            size: (height, width) of the result; default (H, W).
+
+        Returns:
+            (B, C, height, width) in at least float32, summing to 1 over C.
+        """
+        return self.view_probabilities(images, size or (images.shape[-2], images.shape[-1]))
+
+    def initialise_from_source(self) -> None:
+        """Fill the networks made in `__init__` from `source_checkpoint`; a resumed run overwrites them later."""
+        if self.source_checkpoint is None:
+            raise UserError(
+                f"{type(self).__name__} starts from a source model: give its checkpoint with "
+                "--model.init_args.source_checkpoint PATH"
+            )
+        load_source_network(self.network, self.source_checkpoint, self.hparams)
+
+    # ------------------------------------------------------------------ prediction
+
+    def single_view_probabilities(self, images: Tensor, size: tuple[int, int]) -> Tensor:
+        """Softmax of the network's logits at `size`: (B, 3, H, W) → (B, C, *size)."""
+        return self.network.resize(self.network(images).float(), size).softmax(dim=1)
+
+    def view_probabilities(self, images: Tensor, size: tuple[int, int]) -> Tensor:
+        """Probabilities by the option `views`: (B, 3, H, W) → (B, C, *size)."""
+        if self.views == "single":
+            return self.single_view_probabilities(images, size)
+        total = torch.zeros(())
+        for scale in MULTI_SCALES:
+            scaled = scale_images(images, scale)
+            total = total.to(images.device) + self.single_view_probabilities(scaled, size)
+            total = total + self.single_view_probabilities(scaled.flip(-1), size).flip(-1)
+        return total / (2 * len(MULTI_SCALES))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, C, H, W) of images (B, 3, H, W)."""
+        return self.network(images)
+
+    # ------------------------------------------------------------------ set-up
+
+    @property
+    def datamodule(self) -> DomainAdaptationDataModule:
+        """The DataModule at work."""
+        return self.trainer.datamodule  # type: ignore[attr-defined, no-any-return]
+
+    @property
+    def run_folder(self) -> Path:
+        """Where this run writes its reports."""
+        return Path(self.trainer.default_root_dir)
+
+    def setup(self, stage: str) -> None:
+        """Weights from the source model, and one metric a validation set."""
+        if stage == "fit":
+            self.prepare_fit()
+        elif self.trainer.ckpt_path is None:
+            if self.source_checkpoint is None:
+                raise UserError(
+                    "there is nothing to validate: give --ckpt_path (a checkpoint of this method), "
+                    "--run (a run folder), or --model.init_args.source_checkpoint (a source model as it is)"
+                )
+            self.initialise_from_source()
+        data = self.datamodule
+        names = data.score_classes.names
+        # The convention for SYNTHIA: the mean over 13 classes of the same 16-class predictions stands beside the other.
+        subset = [names.index(name) for name in SYNTHIA13.names] if data.score_classes == SYNTHIA16 else None
+        self.domain_metrics = nn.ModuleDict(
+            {
+                name: SegmentationMetrics(names, with_labels=samples.with_labels, subset=subset)
+                for name, samples in data.validation_sets.items()
+            }
+        )
+
+    def prepare_fit(self) -> None:
+        """What a fit needs before the loaders are built.
+
+        Raises:
+            UserError: the method has nothing to fit.
+        """
+        raise UserError(f"{type(self).__name__} has nothing to fit: score it with `sfda validate`")
+
+    # ------------------------------------------------------------------ validation: final, one for all methods
+
+    def score_probabilities(self, probabilities: Tensor) -> Tensor:
+        """Probabilities over the scored classes: (B, C, H, W) → (B, C_scored, H, W)."""
+        groups = self.datamodule.score_groups
+        if groups is None:
+            return probabilities
+        index = torch.from_numpy(groups).to(probabilities.device, torch.int64)
+        shape = (probabilities.shape[0], len(self.datamodule.score_classes), *probabilities.shape[2:])
+        return probabilities.new_zeros(shape).index_add_(1, index, probabilities)
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Score a batch; the probabilities go to whoever draws them."""
+        metrics = list(self.domain_metrics.values())[dataloader_idx]
+        label = batch.get("label")
+        size = None if label is None else (label.shape[-2], label.shape[-1])
+        probabilities = self.score_probabilities(self.predict_probabilities(batch["image"], size))
+        metrics.update(probabilities, label)
+        return probabilities
+
+    def on_validation_epoch_end(self) -> None:
+        """Log everything under ``<domain>/<metric>``, equal on all ranks."""
+        self.results, self.reliability = {}, {}
+        for domain, metrics in self.domain_metrics.items():
+            assert isinstance(metrics, SegmentationMetrics)
+            values = metrics.compute()
+            if metrics.with_labels:
+                self.reliability[domain] = metrics.reliability()
+            metrics.reset()
+            self.results[domain] = {name: float(value) for name, value in values.items()}
+            for name, value in self.results[domain].items():
+                if value == value:  # a class that never occurs has no IoU, and a log no NaN
+                    self.log(f"{domain}/{name}", value, sync_dist=True)
+
+
+def scale_images(images: Tensor, scale: float) -> Tensor:
+    """Images (B, 3, H, W) rescaled bilinearly (antialiased) by a factor."""
+    if scale == 1:
+        return images
+    size = [max(1, round(side * scale)) for side in images.shape[-2:]]
+    return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
+
+
+def read_checkpoint(path: str) -> dict[str, Any]:
+    """A checkpoint, loaded to the CPU with ``weights_only=True``.
+
+    Raises:
+        UserError: no such file, or not a checkpoint that can be loaded safely.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"checkpoint {path} does not exist: train it first, or give the path of the one you have")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise UserError(f"{path} is not a checkpoint that can be loaded safely: {error}") from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise UserError(f"{path} is not a checkpoint of an `sfda fit`: it has no state_dict")
+    return checkpoint
+
+
+def load_source_network(network: nn.Module, path: str, options: Any) -> None:
+    """Load the network of a checkpoint into `network`.
+
+    Raises:
+        UserError: the checkpoint cannot be read, or holds another network or another number of classes.
+    """
+    checkpoint = read_checkpoint(path)
+    stored = checkpoint.get("hyper_parameters", {})
+    for option in ("network", "num_classes"):
+        if option in stored and stored[option] != options[option]:
+            raise UserError(
+                f"source_checkpoint {path} was trained with {option} {stored[option]}, this run has {options[option]}: "
+                "make them the same"
+            )
+    prefix = "network."
+    state = {key[len(prefix) :]: value for key, value in checkpoint["state_dict"].items() if key.startswith(prefix)}
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(f"source_checkpoint {path} does not fit the network {options['network']}: {error}") from error

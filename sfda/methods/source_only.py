@@ -1,0 +1,7 @@
+"""The source model as it is: where every adaptation starts from."""
+
+from sfda.methods.base import Method
+
+
+class SourceOnly(Method):
+    """Validated, never fitted: the source model on the target."""

@@ -1,0 +1,24 @@
+"""The upper bound: supervised training on the target's own labels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from sfda.losses.cross_entropy import cross_entropy
+from sfda.methods.trained import TrainedMethod
+
+if TYPE_CHECKING:
+    from sfda.data.datasets import Batch
+
+
+class TargetOracle(TrainedMethod):
+    """Cross-entropy on labelled target images, from the source model: no adaptation can be fairly asked for more."""
+
+    reads = frozenset({"target_images", "target_labels"})
+
+    def compute_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """``ce``."""
+        target = batch["target"]
+        return {"ce": cross_entropy(self.network(target["image"]).float(), target["label"])}

@@ -1,0 +1,115 @@
+"""Methods that follow the gradient of named losses."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sfda.methods.base import Method
+
+if TYPE_CHECKING:
+    from sfda.data.datasets import Batch
+
+
+class TrainedMethod(Method):
+    """A method with losses and an optimizer.
+
+    Args:
+        optimizer: ``sgd`` (Nesterov, as the papers) or ``adamw``.
+        lr: Learning rate at the start.
+        momentum: Momentum of SGD; AdamW's first beta.
+        weight_decay: Weight decay.
+        poly_power: The learning rate falls as (1 − step/steps)^power; 0 keeps it.
+        warmup_steps: Steps over which the learning rate first rises linearly from a tenth.
+        **base: Options of `Method`.
+    """
+
+    def __init__(
+        self,
+        optimizer: Literal["sgd", "adamw"] = "sgd",
+        lr: float = 5e-5,
+        momentum: float = 0.9,
+        weight_decay: float = 5e-4,
+        poly_power: float = 0.9,
+        warmup_steps: int = 0,
+        **base: Any,
+    ) -> None:
+        super().__init__(**base)
+        self.optimizer_name = optimizer
+        self.lr = lr
+        self.momentum = momentum
+        self.weight_decay = weight_decay
+        self.poly_power = poly_power
+        self.warmup_steps = warmup_steps
+        self._steps_seen = 0
+
+    @abstractmethod
+    def compute_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The weighted terms of the loss by name; their sum is minimised.
+
+        Args:
+            batch: ``{"target": {...}, "source": {...}}`` with the domains that the method reads.
+        """
+
+    def trainable_parameters(self) -> list[dict[str, Any]]:
+        """Parameter groups of the optimizer, each with a ``name``; called once, before DDP wraps the module."""
+        return [{"name": "network", "params": list(self.network.parameters())}]
+
+    def after_optimizer_step(self) -> None:
+        """Called after a batch only when the optimizer really stepped: the place for EMA updates."""
+
+    def prepare_fit(self) -> None:
+        """Initial weights; what is not trained asks for no gradient."""
+        self.initialise_from_source()
+        trained = {id(parameter) for group in self.trainable_parameters() for parameter in group["params"]}
+        for parameter in self.parameters():
+            parameter.requires_grad_(id(parameter) in trained)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Sum and log the losses."""
+        losses = self.compute_losses(batch)
+        total = torch.stack(list(losses.values())).sum()
+        size = len(next(iter(batch.values()))["name"])
+        logged = {f"train/{name}": loss.detach() for name, loss in losses.items()}
+        self.log_dict(logged, on_step=True, batch_size=size)
+        self.log("train/loss", total.detach(), on_step=True, prog_bar=True, batch_size=size)
+        return total
+
+    def on_train_start(self) -> None:
+        """Count optimizer steps from where a resumed run stands."""
+        self._steps_seen = self.trainer.global_step
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Under gradient accumulation most batches do not step."""
+        if self.trainer.global_step > self._steps_seen:
+            self._steps_seen = self.trainer.global_step
+            self.after_optimizer_step()
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer over `trainable_parameters`, with warm-up and polynomial decay."""
+        groups = self.trainable_parameters()
+        optimizer: torch.optim.Optimizer
+        if self.optimizer_name == "sgd":
+            optimizer = torch.optim.SGD(
+                groups, self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=self.momentum > 0
+            )
+        else:
+            optimizer = torch.optim.AdamW(groups, self.lr, (self.momentum, 0.999), weight_decay=self.weight_decay)
+        total = max(1, int(self.trainer.estimated_stepping_batches))
+
+        def factor(step: int) -> float:
+            warmup = min(1.0, 0.1 + 0.9 * step / self.warmup_steps) if self.warmup_steps else 1.0
+            return warmup * max(0.0, 1 - step / total) ** self.poly_power
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def count_trained(method: nn.Module) -> int:
+    """Number of parameters that an optimizer moves."""
+    if not isinstance(method, TrainedMethod):
+        return 0
+    return sum(parameter.numel() for group in method.trainable_parameters() for parameter in group["params"])

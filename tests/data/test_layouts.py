@@ -1,0 +1,182 @@
+"""Names, splits and lists of the data sets, and folders that are not as they ought to be."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_files import SIZE, save, write_cityscapes, write_gta5, write_synthia
+
+from sfda.data.errors import BadList, DuplicateName, EmptyFolder, MissingLabels, MissingRoot
+from sfda.data.layouts import Domain, read_pairs
+from sfda.errors import UserError
+
+BLACK = np.zeros((*SIZE, 3), np.uint8)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(3)
+
+
+def gta5(root: Path, rng: np.random.Generator) -> Domain:
+    write_gta5(root, 2, rng)
+    (root / "train.txt").write_text("00001\n00002")
+    return Domain("gta5", str(root))
+
+
+# ---------------------------------------------------------------- names, order, lists
+
+
+def test_natural_order_any_case_and_hidden_files(tmp_path: Path) -> None:
+    for name in ("b10.png", "b9.PNG", "a.jpeg", "b1.JPG", "2²x.jpg", "10.png", ".hidden.png", "._b9.png"):
+        save(BLACK, tmp_path / "train/images" / name)
+    (tmp_path / "train/images/notes.txt").write_text("not an image")
+    pairs = read_pairs(Domain("folder", str(tmp_path)), "train", False)
+    assert [pair.name for pair in pairs] == ["2²x", "10", "a", "b1", "b9", "b10"]
+
+
+def test_a_name_twice_is_an_error(tmp_path: Path) -> None:
+    save(BLACK, tmp_path / "train/images/a.png")
+    save(BLACK, tmp_path / "train/images/a.jpg")
+    with pytest.raises(DuplicateName, match=r"a\.jpg and .*a\.png have one name, 'a'"):
+        read_pairs(Domain("folder", str(tmp_path)), "train", False)
+    (tmp_path / "train/images/a.jpg").unlink()
+    save(BLACK, tmp_path / "train/labels/a.png")
+    save(BLACK, tmp_path / "train/labels/a.PNG")
+    assert len(read_pairs(Domain("folder", str(tmp_path)), "train", False)) == 1
+    with pytest.raises(DuplicateName, match="labels"):
+        read_pairs(Domain("folder", str(tmp_path)), "train", True)
+
+
+def test_split_by_hash_is_pinned_disjoint_and_about_a_tenth(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for number in range(1, 1001):
+        (tmp_path / "images" / f"{number:05d}.png").touch()
+    domain = Domain("gta5", str(tmp_path))
+    train = [pair.name for pair in read_pairs(domain, "train", False)]
+    val = [pair.name for pair in read_pairs(domain, "val", False)]
+    assert sorted(train + val) == [f"{number:05d}" for number in range(1, 1001)]
+    assert 70 <= len(val) <= 130
+    assert val[:8] == PINNED_VAL
+    for name in train[::2]:  # the place of a name depends on nothing but the name
+        (tmp_path / "images" / f"{name}.png").unlink()
+    assert [pair.name for pair in read_pairs(domain, "val", False)] == val
+
+
+PINNED_VAL = ["00015", "00044", "00050", "00051", "00102", "00116", "00118", "00119"]  # sha256sum, first 16 bits < 6553
+
+
+def test_lists_of_names(tmp_path: Path, rng) -> None:
+    write_gta5(tmp_path / "g", 4, rng)
+    (tmp_path / "mine.txt").write_text("\ufeff00003.png\n\n  images/00001.png \n", encoding="utf-8")
+    (tmp_path / "g/val.txt").write_text("00004\n00002")
+    domain = Domain("gta5", str(tmp_path / "g"), train_list=str(tmp_path / "mine.txt"))
+    assert [pair.name for pair in read_pairs(domain, "train", True)] == ["00001", "00003"]
+    assert [pair.name for pair in read_pairs(domain, "val", True)] == ["00002", "00004"]
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "message"),
+    [
+        ("00001\n00007\n00009", BadList, r"2 of 3 names have no image, the first being '00007'.*such as '00001'"),
+        ("\n \n", BadList, "the list is empty.*such as 00001"),
+        ("00001\n00002\n00001.png", DuplicateName, "names '00001' twice"),
+        (b"\xff\xfe\x00", BadList, "cannot be read"),
+    ],
+)
+def test_faults_of_lists(content: str | bytes, error: type[UserError], message: str, tmp_path: Path, rng) -> None:
+    domain = gta5(tmp_path, rng)
+    (tmp_path / "train.txt").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(error, match=message):
+        read_pairs(domain, "train", False)
+
+
+def test_a_list_for_one_split_only_does_not_mix_with_hashing(tmp_path: Path, rng) -> None:
+    domain = gta5(tmp_path, rng)
+    with pytest.raises(BadList, match=r"none for `val`.*set `val_list` or write .*val\.txt"):
+        read_pairs(domain, "val", False)
+    with pytest.raises(BadList, match=r"gone\.txt: the list of names cannot be read"):
+        read_pairs(dataclasses.replace(domain, val_list=str(tmp_path / "gone.txt")), "val", False)
+
+
+def test_an_empty_split_says_how_to_fill_it(tmp_path: Path, rng) -> None:
+    write_gta5(tmp_path, 1, rng)
+    with pytest.raises(EmptyFolder, match=r"the split `val` is empty; name its images in .*val\.txt"):
+        read_pairs(Domain("gta5", str(tmp_path)), "val", False)
+
+
+@pytest.mark.parametrize(
+    "domain",
+    [
+        Domain("gta5", "x", classes="cityscapes19"),
+        Domain("cityscapes", "x", train_list="a.txt"),
+        Domain("folder", "x", val_list="a.txt"),
+        Domain("synthia", "x", val_images="images"),
+    ],
+)
+def test_options_that_a_layout_does_not_have(domain: Domain) -> None:
+    with pytest.raises(UserError, match=f"means nothing for the layout `{domain.layout}`"):
+        read_pairs(domain, "train", False)
+
+
+def test_unknown_layout() -> None:
+    with pytest.raises(UserError, match="known layouts are gta5, synthia, cityscapes, folder"):
+        read_pairs(Domain("mapillary", "x"), "train", False)  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------- folders at fault
+
+
+@pytest.mark.parametrize("layout", ["gta5", "synthia", "cityscapes", "folder"])
+def test_missing_root_names_the_way_out(layout: str, tmp_path: Path) -> None:
+    with pytest.raises(MissingRoot, match=r"gone: no such folder; set `root`.*sfda data streets --out DIR"):
+        read_pairs(Domain(layout, str(tmp_path / "gone")), "train", False)
+    with pytest.raises(MissingRoot, match=r"images are expected there$"):
+        read_pairs(Domain(layout, str(tmp_path)), "train", False)
+
+
+def test_root_that_points_too_deep(tmp_path: Path, rng) -> None:
+    write_cityscapes(tmp_path, 1, 1, rng)
+    with pytest.raises(MissingRoot, match=f"set `root` to its parent {tmp_path}$"):
+        read_pairs(Domain("cityscapes", str(tmp_path / "leftImg8bit")), "train", False)
+
+
+def test_root_that_points_too_high(tmp_path: Path, rng) -> None:
+    write_synthia(tmp_path / "RAND_CITYSCAPES", 1, rng)
+    with pytest.raises(MissingRoot, match=f"set `root` to {tmp_path / 'RAND_CITYSCAPES'}, or"):
+        read_pairs(Domain("synthia", str(tmp_path)), "train", False)
+
+
+def test_gta5_parts_that_were_not_merged(tmp_path: Path, rng) -> None:
+    write_gta5(tmp_path / "01_images", 1, rng)
+    with pytest.raises(MissingRoot, match=f"found {tmp_path / '01_images/images'}.*move the files"):
+        read_pairs(Domain("gta5", str(tmp_path)), "train", False)
+    (tmp_path / "01_images").rename(tmp_path / "images")
+    (tmp_path / "images/images").rename(tmp_path / "images/01_images")
+    (tmp_path / "images/labels").rename(tmp_path / "labels")
+    with pytest.raises(EmptyFolder, match=f"no image .*are they in {tmp_path / 'images/01_images'}"):
+        read_pairs(Domain("gta5", str(tmp_path)), "train", False)
+
+
+def test_empty_folders(tmp_path: Path) -> None:
+    save(BLACK, tmp_path / "leftImg8bit/train/aachen/without_suffix.png")
+    with pytest.raises(EmptyFolder, match=r"no image <city>/\*_leftImg8bit \(\.png, \.jpg, \.jpeg\)"):
+        read_pairs(Domain("cityscapes", str(tmp_path)), "train", False)
+    (tmp_path / "train/images").mkdir(parents=True)
+    with pytest.raises(EmptyFolder, match="train/images: no image"):
+        read_pairs(Domain("folder", str(tmp_path)), "train", False)
+
+
+def test_no_labels_at_all(tmp_path: Path, rng) -> None:
+    write_cityscapes(tmp_path, 2, 0, rng)
+    for path in tmp_path.glob("gtFine/train/*/*_labelIds.png"):
+        path.unlink()
+    with pytest.raises(MissingLabels, match=r"such as .*/train/aachen/aachen_000000_000019_gtFine_labelIds\.png"):
+        read_pairs(Domain("cityscapes", str(tmp_path)), "train", True)
+    save(BLACK, tmp_path / "f/train/images/a.jpg")
+    save(BLACK, tmp_path / "f/train/labels/a.jpg")
+    with pytest.raises(MissingLabels, match="labels are PNG files"):
+        read_pairs(Domain("folder", str(tmp_path / "f")), "train", True)

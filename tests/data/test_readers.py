@@ -1,0 +1,393 @@
+"""Data sets in their real encodings: round trips, what is touched, label values, pairs at fault."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from tiny_files import (
+    FOLDER_CLASSES,
+    SIZE,
+    png16,
+    save,
+    write_cityscapes,
+    write_folder,
+    write_gta5,
+    write_synthia,
+)
+from torch._utils import ExceptionWrapper
+
+from sfda.data.errors import (
+    BadPair,
+    MissingLabels,
+    MissingRoot,
+    UnreadableFile,
+)
+from sfda.data.images import read_label_values
+from sfda.data.label_spaces import CITYSCAPES19, SYNTHIA13, SYNTHIA16, ClassSet, load_class_set
+from sfda.data.layouts import read_pairs
+from sfda.data.readers import FAULT, Domain, SegmentationSet, labels_in
+from sfda.errors import UserError
+
+CAMVID = """\
+names: [sky, building, pole, road, pavement, tree, sign, fence, car, pedestrian, bicyclist]
+colours: [[128,128,128],[128,0,0],[192,192,128],[128,64,128],[60,40,222],[128,128,0],[192,128,128],[64,64,128],
+          [64,0,128],[64,64,0],[0,128,192]]
+ignore: [11]
+groups_of_cityscapes19:
+  sky: [sky]
+  building: [building, wall]
+  pole: [pole]
+  road: [road]
+  pavement: [sidewalk]
+  tree: [vegetation, terrain]
+  sign: [traffic light, traffic sign]
+  fence: [fence]
+  car: [car, truck, bus, train]
+  pedestrian: [person]
+  bicyclist: [rider, motorcycle, bicycle]
+"""
+# road, sidewalk, building, wall, fence, pole, light, sign, vegetation, terrain, sky, person, rider, car, truck, bus,
+# train, motorcycle, bicycle
+CAMVID_OF_CITYSCAPES = [3, 4, 1, 1, 7, 2, 6, 6, 5, 5, 0, 9, 10, 8, 8, 8, 8, 10, 10]
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(3)
+
+
+def write(layout: str, root: Path, rng: np.random.Generator) -> tuple[Domain, dict[str, np.ndarray]]:
+    """A tiny data set with train and val."""
+    if layout == "cityscapes":
+        return Domain("cityscapes", str(root)), write_cityscapes(root, 3, 2, rng)
+    if layout == "folder":
+        return Domain("folder", str(root), classes=str(root / "classes.yaml")), write_folder(root, 3, rng)
+    truth = (write_gta5 if layout == "gta5" else write_synthia)(root, 5, rng)
+    names = sorted(truth)
+    (root / "train.txt").write_text("\n".join(names[:3]) + "\n")
+    (root / "val.txt").write_text("\n".join(names[3:]) + "\n")
+    return Domain(layout, str(root)), truth
+
+
+def gta5(root: Path, rng: np.random.Generator, n: int = 2) -> Domain:
+    write_gta5(root, n, rng)
+    (root / "train.txt").write_text("\n".join(f"{i:05d}" for i in range(1, n + 1)))
+    return Domain("gta5", str(root))
+
+
+def own_classes(domain: Domain) -> ClassSet:
+    return load_class_set(domain.classes) if domain.classes else CITYSCAPES19
+
+
+LAYOUTS = pytest.mark.parametrize("layout", ["gta5", "synthia", "cityscapes", "folder"])
+
+
+# ---------------------------------------------------------------- round trips
+
+
+@LAYOUTS
+def test_images_and_labels_come_back_as_they_were_written(layout: str, tmp_path: Path, rng) -> None:
+    domain, truth = write(layout, tmp_path, rng)
+    seen = {}
+    for split, count in (("train", 3), ("val", 3 if layout == "folder" else 2)):
+        samples = SegmentationSet(domain, split, with_labels=True, class_set=own_classes(domain))
+        assert len(samples) == count
+        for index in range(count):
+            sample = samples.read(index)
+            written = np.asarray(Image.open(samples.pairs[index].image).convert("RGB"))
+            assert sample.image.dtype == np.uint8
+            assert sample.image.flags.c_contiguous
+            tolerance = 2 if samples.pairs[index].image.suffix == ".jpg" else 0  # two JPEG decoders
+            assert np.abs(sample.image.astype(int) - written).max() <= tolerance
+            assert sample.label is not None
+            assert sample.label.dtype == np.uint8
+            seen[sample.name] = sample.label
+    assert seen.keys() == truth.keys()
+    for name, label in truth.items():
+        np.testing.assert_array_equal(seen[name], label)
+
+
+def test_names_and_splits_of_the_official_layouts(tmp_path: Path, rng) -> None:
+    city, _ = write("cityscapes", tmp_path / "c", rng)
+    assert [pair.name for pair in read_pairs(city, "train", False)] == [
+        "aachen_000000_000019",
+        "aachen_000002_000019",
+        "bremen_000001_000019",
+    ]
+    pair = read_pairs(city, "val", True)[1]
+    assert pair.image == tmp_path / "c/leftImg8bit/val/lindau/lindau_000001_000019_leftImg8bit.png"
+    assert pair.label == tmp_path / "c/gtFine/val/lindau/lindau_000001_000019_gtFine_labelIds.png"
+    game, _ = write("gta5", tmp_path / "g", rng)
+    assert [pair.name for pair in read_pairs(game, "train", False)] == ["00001", "00002", "00003"]
+    assert read_pairs(game, "val", True)[0].label == tmp_path / "g/labels/00004.png"
+    synthia, _ = write("synthia", tmp_path / "s", rng)
+    assert read_pairs(synthia, "train", True)[0].image == tmp_path / "s/RGB/0000000.png"
+    assert read_pairs(synthia, "train", True)[0].label == tmp_path / "s/GT/LABELS/0000000.png"
+
+
+def test_synthia_class_is_the_red_channel_with_and_without_alpha(tmp_path: Path) -> None:
+    channels = np.stack(np.broadcast_arrays(np.arange(23)[None, :], 700, 5), axis=-1)
+    (tmp_path / "three.png").write_bytes(png16(channels))
+    bgra = np.concatenate([channels[..., ::-1], np.full((1, 23, 1), 65535)], axis=-1).astype(np.uint16)
+    cv2.imwrite(str(tmp_path / "four.png"), bgra)
+    for name in ("three.png", "four.png"):
+        values = read_label_values(tmp_path / name, red_channel=True)
+        assert values.tolist() == [list(range(23))]
+
+
+@pytest.mark.parametrize("wanted", [SYNTHIA16, SYNTHIA13])
+@pytest.mark.parametrize("layout", ["gta5", "synthia", "cityscapes"])
+def test_labels_in_a_smaller_class_set(layout: str, wanted: ClassSet, tmp_path: Path, rng) -> None:
+    domain, truth = write(layout, tmp_path, rng)
+    left_out = {9, 14, 16} if wanted is SYNTHIA16 else {3, 4, 5, 9, 14, 16}
+    kept = [train_id for train_id in range(19) if train_id not in left_out]
+    sample = SegmentationSet(domain, "train", True, wanted).read(0)
+    expected = [[kept.index(v) if v in kept else 255 for v in row] for row in truth[sample.name].tolist()]
+    assert sample.label is not None
+    assert sample.label.tolist() == expected
+
+
+def test_cityscapes_labels_in_the_11_classes_of_a_yaml_file(tmp_path: Path, rng) -> None:
+    domain, truth = write("cityscapes", tmp_path, rng)
+    (tmp_path / "camvid.yaml").write_text(CAMVID)
+    sample = SegmentationSet(domain, "val", True, load_class_set(str(tmp_path / "camvid.yaml"))).read(0)
+    assert sample.label is not None
+    expected = [[255 if v == 255 else CAMVID_OF_CITYSCAPES[v] for v in row] for row in truth[sample.name].tolist()]
+    assert sample.label.tolist() == expected
+    assert set(np.unique(sample.label)) == {*range(11), 255}
+
+
+def test_folders_of_a_users_own_names(tmp_path: Path) -> None:
+    save(np.zeros((*SIZE, 3), np.uint8), tmp_path / "shots/1.png")
+    save(np.full(SIZE, 20, np.uint8), tmp_path / "truth/1.png")
+    (tmp_path / "classes.yaml").write_text(FOLDER_CLASSES)
+    classes = str(tmp_path / "classes.yaml")
+    domain = Domain("folder", str(tmp_path), classes, val_images="shots", val_labels="truth")
+    label = SegmentationSet(domain, "val", True, load_class_set(classes)).read(0).label
+    assert label is not None
+    assert (label == 1).all()
+
+
+# ---------------------------------------------------------------- source-free
+
+
+EVENTS: list[str] = []
+RECORDING = [False]
+
+
+def _record(event: str, arguments: tuple) -> None:
+    if RECORDING[0] and event in ("open", "os.listdir", "os.scandir") and isinstance(arguments[0], str | os.PathLike):
+        EVENTS.append(os.fspath(arguments[0]))
+
+
+sys.addaudithook(_record)
+
+
+@pytest.fixture
+def touched(monkeypatch: pytest.MonkeyPatch):
+    """Paths that are opened, listed or asked for while the test runs."""
+    for function in ("stat", "lstat", "access"):
+        original = getattr(os, function)
+
+        def recorded(path, *args, _original=original, **kwargs):
+            if RECORDING[0] and isinstance(path, str | os.PathLike):
+                EVENTS.append(os.fspath(path))
+            return _original(path, *args, **kwargs)
+
+        monkeypatch.setattr(os, function, recorded)
+    EVENTS.clear()
+    yield EVENTS
+    RECORDING[0] = False
+
+
+LABEL_ROOTS = {"gta5": "labels", "synthia": "GT", "cityscapes": "gtFine", "folder": "train/labels"}
+
+
+def read_all(domain: Domain, with_labels: bool, classes: ClassSet) -> list[str]:
+    samples = SegmentationSet(domain, "train", with_labels, classes)
+    return [samples.read(index).name for index in range(len(samples))]
+
+
+@LAYOUTS
+def test_without_labels_nothing_under_the_label_folder_is_touched(layout: str, tmp_path: Path, rng, touched) -> None:
+    domain, _ = write(layout, tmp_path, rng)
+    classes = own_classes(domain)
+    label_root = str(tmp_path / LABEL_ROOTS[layout])
+    RECORDING[0] = True
+    with_labels = read_all(domain, True, classes)
+    assert any(path.startswith(label_root) for path in touched)  # the recorder sees what it should
+    touched.clear()
+    without = read_all(domain, False, classes)
+    RECORDING[0] = False
+    assert without == with_labels
+    assert [path for path in touched if path.startswith(label_root)] == []
+    assert sum(path.endswith((".png", ".jpg")) for path in set(touched)) == len(without)
+
+
+@LAYOUTS
+def test_a_search_for_missing_images_leaves_labels_alone(layout: str, tmp_path: Path, rng, touched) -> None:
+    domain, _ = write(layout, tmp_path, rng)
+    images = {"gta5": "images", "synthia": "RGB", "cityscapes": "leftImg8bit/train", "folder": "train/images"}[layout]
+    shutil.rmtree(tmp_path / images)
+    RECORDING[0] = True
+    with pytest.raises(MissingRoot):
+        read_pairs(domain, "train", False)
+    RECORDING[0] = False
+    assert [path for path in touched if path.startswith(str(tmp_path / LABEL_ROOTS[layout]))] == []
+
+
+@LAYOUTS
+def test_images_are_read_with_the_label_root_gone(layout: str, tmp_path: Path, rng) -> None:
+    domain, _ = write(layout, tmp_path, rng)
+    (tmp_path / LABEL_ROOTS[layout]).rename(tmp_path / "elsewhere")
+    classes = own_classes(domain)
+    samples = SegmentationSet(domain, "train", False, classes)
+    assert [pair.label for pair in samples.pairs] == [None] * 3
+    assert samples.read(0).label is None
+    with pytest.raises(MissingLabels, match="no label for any of the 3 images"):
+        SegmentationSet(domain, "train", True, classes)
+
+
+# ---------------------------------------------------------------- lookup table
+
+
+@st.composite
+def class_sets(draw: st.DrawFn) -> ClassSet:
+    count = draw(st.integers(2, 30))
+    values = draw(st.lists(st.integers(0, 65535), unique=True, max_size=60))
+    cut = draw(st.integers(0, len(values)))
+    ids = {value: draw(st.integers(0, count - 1)) for value in values[:cut]}
+    names = tuple(f"class {i}" for i in range(count))
+    return ClassSet("random", names, ((0, 0, 0),) * count, ids, frozenset(values[cut:]))
+
+
+@settings(deadline=None, max_examples=60)
+@given(own=class_sets(), data=st.data())
+def test_lookup_table_is_the_map_value_by_value(own: ClassSet, data: st.DataObject) -> None:
+    shared = data.draw(st.lists(st.sampled_from(own.names), unique=True, min_size=1))
+    names = (*shared, "something else")
+    wanted = ClassSet("wanted", names, ((0, 0, 0),) * len(names), {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sfda.data.readers.load_class_set", lambda name: own)
+        table = labels_in(Domain("folder", "unused", classes="random"), wanted)
+    assert table.shape == (65536,)
+    assert table.dtype == np.uint8
+    for value in range(65536) if len(own.ids) % 10 == 0 else [*own.ids, *own.ignore, 0, 254, 255, 65535]:
+        if value in own.ids:
+            name = own.names[own.ids[value]]
+            expected = names.index(name) if name in names else 255
+        else:
+            expected = 255 if value in own.ignore else FAULT
+        assert table[value] == expected
+
+
+def test_values_that_the_official_layouts_have() -> None:
+    for layout in ("gta5", "cityscapes"):
+        table = labels_in(Domain(layout, "unused"), CITYSCAPES19)
+        assert np.flatnonzero(table != FAULT).tolist() == [*range(34), 255]
+    table = labels_in(Domain("synthia", "unused"), CITYSCAPES19)
+    assert np.flatnonzero(table != FAULT).tolist() == list(range(23))
+    assert {9, 14, 16}.isdisjoint(table[:23].tolist())
+
+
+def test_folder_must_say_what_its_label_values_mean(tmp_path: Path, rng) -> None:
+    write_folder(tmp_path, 1, rng)
+    domain = Domain("folder", str(tmp_path))
+    assert len(SegmentationSet(domain, "train", False, CITYSCAPES19)) == 1
+    with pytest.raises(UserError, match="set `classes` to the class set"):
+        SegmentationSet(domain, "train", True, CITYSCAPES19)
+
+
+# ---------------------------------------------------------------- single pairs at fault
+
+
+def fault(domain: Domain, index: int = 0) -> BadPair:
+    samples = SegmentationSet(domain, "train", True, CITYSCAPES19)
+    for other in range(len(samples)):
+        if other != index:
+            samples.read(other)
+    with pytest.raises(BadPair) as caught:
+        samples.read(index)
+    return caught.value
+
+
+def test_some_labels_missing(tmp_path: Path, rng) -> None:
+    domain = gta5(tmp_path, rng)
+    (tmp_path / "labels/00002.png").unlink()
+    error = fault(domain, 1)
+    assert (error.name, error.path) == ("00002", tmp_path / "labels/00002.png")
+    assert "No such file" in str(error)
+
+
+def test_sizes_differ(tmp_path: Path, rng) -> None:
+    domain = gta5(tmp_path, rng)
+    save(np.zeros((24, 47), np.uint8), tmp_path / "labels/00002.png")
+    assert "image 24x48 and label 24x47 (height x width) differ in size" in str(fault(domain, 1))
+
+
+@pytest.mark.parametrize("where", ["images", "labels"])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda data: data[: len(data) // 2], "cut off before its end"),
+        (lambda data: data[:-1], "cut off before its end"),
+        (lambda data: b"", "the file is empty"),
+        (lambda data: b"just text\n", "PNG|cannot be decoded"),
+        (lambda data: data[:60] + b"\x55" * 40 + data[100:], "damaged"),
+    ],
+    ids=["half", "one byte", "empty", "text", "overwritten"],
+)
+def test_damaged_files(where: str, damage, message: str, tmp_path: Path, rng) -> None:
+    domain = gta5(tmp_path, rng)
+    path = tmp_path / where / "00001.png"
+    path.write_bytes(damage(path.read_bytes()))
+    error = fault(domain)
+    assert error.path == path
+    assert any(part in str(error) for part in message.split("|"))
+
+
+@pytest.mark.parametrize("values", [[34], [254], [34, 35, 36, 37, 38, 40]])
+def test_values_outside_the_map(values: list[int], tmp_path: Path, rng) -> None:
+    domain = gta5(tmp_path, rng)
+    label = np.zeros(SIZE, np.uint8)
+    label[3, : len(values)] = values
+    save(label, tmp_path / "labels/00001.png")
+    shown = ", ".join(map(str, values[:5])) + (", …" if len(values) > 5 else "")
+    assert f"values that `gta5` does not have: {shown}; is this" in str(fault(domain))
+
+
+def test_values_outside_the_map_of_a_users_class_set(tmp_path: Path, rng) -> None:
+    write_folder(tmp_path, 1, rng)
+    save(np.full(SIZE, 50, np.uint8), tmp_path / "train/labels/train_0.png")
+    yaml = str(tmp_path / "classes.yaml")
+    samples = SegmentationSet(Domain("folder", str(tmp_path), yaml), "train", True, load_class_set(yaml))
+    with pytest.raises(BadPair, match=r"values without a class: 50; add them to `ids` or `ignore` of .*classes\.yaml"):
+        samples.read(0)
+
+
+def test_bad_pairs_survive_workers() -> None:
+    error = BadPair("00001", Path("labels/00001.png"), "cut off")
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), copy.name, copy.path, copy.reason) == (BadPair, "00001", error.path, "cut off")
+    assert str(copy) == str(error) == "00001: labels/00001.png: cut off"
+    unreadable = pickle.loads(pickle.dumps(UnreadableFile(Path("a.png"), "cut off")))
+    assert str(unreadable) == "a.png: cut off"
+
+
+def test_torch_hands_a_workers_bad_pair_on() -> None:
+    try:
+        raise BadPair("00001", Path("labels/00001.png"), "cut off")
+    except BadPair:
+        wrapped = ExceptionWrapper(where="in DataLoader worker process 0")  # what a worker sends
+    with pytest.raises(BadPair, match=r"00001: labels/00001\.png: cut off"):
+        pickle.loads(pickle.dumps(wrapped)).reraise()
