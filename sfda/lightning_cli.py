@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
@@ -21,6 +21,7 @@ from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 import sfda.methods
 from sfda.callbacks.pictures import Pictures
@@ -70,6 +71,10 @@ def run(subcommand: str, arguments: Sequence[str]) -> None:
         )
     except ArgumentError as error:
         raise UserError(_shorten(str(error))) from error
+    except ValueError as error:
+        if (reason := _user_error_behind(error)) is None:
+            raise
+        raise reason from error
 
 
 class CommandLine(LightningCLI):
@@ -122,7 +127,7 @@ class CommandLine(LightningCLI):
             config.out = str(Path("runs", benchmark, config.experiment, f"seed{config.seed_everything}"))
         self.folder = Path(config.out)
         self.scores_a_run = self.subcommand == "validate" and self.folder / "config.yaml" in paths
-        if rank_zero_only.rank == 0:
+        if _is_first_process():
             self._check_folder(resumes=config.get("ckpt_path") is not None)
 
     def _check_folder(self, *, resumes: bool) -> None:
@@ -161,7 +166,9 @@ class CommandLine(LightningCLI):
         return kwargs
 
     def _run_subcommand(self, subcommand: str) -> None:
-        if rank_zero_only.rank == 0:
+        if subcommand == "fit" and not is_overridden("training_step", self.model):
+            raise UserError(f"{type(self.model).__name__} has nothing to fit: score it with `sfda validate`")
+        if _is_first_process():
             self._write_config()
         super()._run_subcommand(subcommand)
 
@@ -177,12 +184,35 @@ class CommandLine(LightningCLI):
         path.write_text(yaml.safe_dump(config, sort_keys=False))
 
 
+def _is_first_process() -> bool:
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def _user_error_behind(error: BaseException) -> UserError | None:
+    """The `UserError` of a class that jsonargparse was instantiating: it reports its own error instead."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, UserError):
+        seen = seen.__cause__ or seen.__context__
+    return seen
+
+
 def _shorten(message: str) -> str:
-    """The part of jsonargparse's message that a user can act on."""
+    """The message of jsonargparse without the types that it tried: what a user can act on."""
+    noise = ("Does not validate", "Subtypes:", "Errors:", "- Expected a <class 'NoneType'>", "Given value type:")
+    internal = ("NestedArg(", "Namespace(")
     lines = [line.strip() for line in message.splitlines()]
-    wanted = [line for line in lines if "is not accepted" in line or "Expected" in line or "not found" in line]
-    return message if len(lines) < 4 or not wanted else f"{lines[0]} {' '.join(dict.fromkeys(wanted))}"
+    kept = [
+        line for line in lines if line and not line.startswith(noise) and not any(word in line for word in internal)
+    ]
+    return " ".join(line.removeprefix("- ") for line in kept)
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     sys.stderr.write(f"warning: {message}\n")

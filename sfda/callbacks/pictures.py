@@ -95,8 +95,8 @@ def _draw(rows: list[tuple[str, list[Array]]], classes: ClassSet, path: Path) ->
     for axis, title in zip(axes[0], ("image", "label", "prediction", "confidence (white = 1)"), strict=True):
         axis.set_title(title)
     handles = [
-        Patch(color=[channel / 255 for channel in colour_], label=name)
-        for name, colour_ in zip(classes.names, classes.colours, strict=True)
+        Patch(color=(red / 255, green / 255, blue / 255), label=name)
+        for name, (red, green, blue) in zip(classes.names, classes.colours, strict=True)
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=10, frameon=False)
     figure.savefig(path, dpi=90)

@@ -9,6 +9,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
 
+from sfda.methods.base import Method
+
 
 class ProgressLines(ProgressBar):
     """Prints ``step 240/800  loss 1.32  0:02:10`` at most every `every` seconds."""
@@ -42,7 +44,7 @@ class ProgressLines(ProgressBar):
         epochs = trainer.max_epochs or 1
         done = trainer.current_epoch * per_epoch + batch_idx + 1
         loss = self.get_metrics(trainer, pl_module).get("train/loss")
-        text = f"step {done}/{per_epoch * epochs}" + (f"  loss {float(loss):.3f}" if loss is not None else "")
+        text = f"step {done}/{per_epoch * epochs}" + (f"  loss {loss:.3f}" if isinstance(loss, float) else "")
         self._print(text, force=done == per_epoch * epochs)
 
     def on_validation_batch_end(
@@ -56,6 +58,7 @@ class ProgressLines(ProgressBar):
     ) -> None:
         """The batch of the validation set."""
         if trainer.state.fn == "validate":
-            domain = list(pl_module.datamodule.validation_sets)[dataloader_idx]  # type: ignore[union-attr]
+            assert isinstance(pl_module, Method)
+            domain = list(pl_module.datamodule.validation_sets)[dataloader_idx]
             total = int(trainer.num_val_batches[dataloader_idx])
             self._print(f"scoring {domain} {batch_idx + 1}/{total}", force=batch_idx + 1 == total)

@@ -16,11 +16,12 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
-from sfda.data.label_spaces import SYNTHIA16
+from sfda.data.label_spaces import SYNTHIA16, ClassSet
 from sfda.methods.base import Method
 from sfda.methods.trained import count_trained
 
-SCORES = ("miou", "ece", "classwise_ece", "nll", "brier", "entropy")
+FIT_FACTS = ("selected_by", "selected_step", "adapt_seconds", "peak_memory_mb")
+Results = dict[str, dict[str, float]]
 
 
 def last_checkpoint(folder: Path) -> ModelCheckpoint:
@@ -70,25 +71,21 @@ class RunFolder(Callback):
                 "selected_step": trainer.global_step,
                 "adapt_seconds": round(seconds, 2),
                 "peak_memory_mb": peak_memory_mb(),
-                "trained_parameters": count_trained(pl_module),
             }
-            _write_json(self.row_path, {**self._describe(pl_module), **facts})
+            _write_json(self.row_path, self._row(pl_module, facts, {}))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Fill in the scores after `sfda validate`."""
         if trainer.state.fn != "validate" or not trainer.is_global_zero:
             return
         assert isinstance(pl_module, Method)
-        row = json.loads(self.row_path.read_text()) if self.row_path.exists() else self._describe(pl_module)
-        _write_json(self.row_path, {**row, **_scores(pl_module)})
+        stored = json.loads(self.row_path.read_text()) if self.row_path.exists() else {}
+        _write_json(self.row_path, self._row(pl_module, {}, pl_module.results) | _facts_of_fit(stored))
 
-    def _describe(self, method: Method) -> dict[str, Any]:
+    def _row(self, method: Method, fit: dict[str, Any], results: Results) -> dict[str, Any]:
         data = method.datamodule
-        domains = {name: domain.root if domain else None for name, domain in data.domains.items()}
+        domains = {str(name): domain.root if domain else None for name, domain in data.domains.items()}
         labels = sorted(read.removesuffix("_labels") for read in method.reads if read.endswith("_labels"))
-        empty = dict.fromkeys(
-            ("selected_by", "selected_step", "adapt_seconds", "peak_memory_mb"),
-        )
         return {
             "experiment": self.experiment,
             "method": type(method).__name__,
@@ -99,23 +96,28 @@ class RunFolder(Callback):
             "network": method.hparams["network"],
             "source_free": not any(read.startswith("source_") for read in method.reads),
             "labels_read": "+".join(labels) or None,
-            **empty,
-            "trained_parameters": 0,
+            "selected_by": fit.get("selected_by"),
+            "selected_step": fit.get("selected_step"),
+            **_scores(data.score_classes, results),
+            "adapt_seconds": fit.get("adapt_seconds"),
+            "peak_memory_mb": fit.get("peak_memory_mb"),
+            "trained_parameters": count_trained(method),
             "git_commit": git_commit(),
             "config": str(self.folder / "config.yaml"),
         }
 
 
-def _scores(method: Method) -> dict[str, Any]:
-    target = method.results.get("target", {})
-    source = method.results.get("source", {})
-    classes = method.datamodule.score_classes
-    row = {f"target_{score}": _finite(target.get(score)) for score in SCORES}
-    if classes == SYNTHIA16:
-        row["target_miou13"] = _finite(target.get("miou13"))
-    row |= {f"target_iou_{name}": _finite(target.get(f"iou_{name}")) for name in classes.names}
-    row |= {f"source_{score}": _finite(source.get(score)) for score in ("miou", "ece")}
-    return row
+def _facts_of_fit(row: dict[str, Any]) -> dict[str, Any]:
+    """What scoring a run leaves as the fit wrote it."""
+    return {key: row[key] for key in (*FIT_FACTS, "git_commit") if key in row}
+
+
+def _scores(classes: ClassSet, results: Results) -> dict[str, float | None]:
+    target, source = results.get("target", {}), results.get("source", {})
+    names = ["miou", *(["miou13"] if classes.names == SYNTHIA16.names else []), *(f"iou_{c}" for c in classes.names)]
+    names += ["ece", "classwise_ece", "nll", "brier", "entropy"]
+    row = {f"target_{name}": _finite(target.get(name)) for name in names}
+    return row | {f"source_{name}": _finite(source.get(name)) for name in ("miou", "ece")}
 
 
 def _finite(value: float | None) -> float | None:

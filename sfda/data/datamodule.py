@@ -149,7 +149,7 @@ class DomainAdaptationDataModule(L.LightningDataModule):
         world, rank = self._world()
         # `trainer.current_epoch` is one too small here when a run is resumed.
         epoch = self.trainer.fit_loop.epoch_progress.current.ready if self.trainer else 0
-        loaders = {}
+        loaders: dict[str, DataLoader[Item]] = {}
         for name, samples in self.training_sets.items():
             seed = (run_seed(), DOMAINS.index(name))
             permutation_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])

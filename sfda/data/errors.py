@@ -1,6 +1,5 @@
 """What can be wrong with a data set on disk, one type a fault."""
 
-
 from __future__ import annotations
 
 from pathlib import Path

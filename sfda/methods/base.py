@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from sfda.data.label_spaces import SYNTHIA13, SYNTHIA16
 from sfda.errors import UserError
+from sfda.metrics.functional import group_probabilities
 from sfda.metrics.segmentation import SegmentationMetrics
 from sfda.networks.build import build_network
 
@@ -106,7 +107,8 @@ class Method(L.LightningModule, ABC):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, C, H, W) of images (B, 3, H, W)."""
-        return self.network(images)
+        logits: Tensor = self.network(images)
+        return logits
 
     # ------------------------------------------------------------------ set-up
 
@@ -143,12 +145,8 @@ class Method(L.LightningModule, ABC):
         )
 
     def prepare_fit(self) -> None:
-        """What a fit needs before the loaders are built.
-
-        Raises:
-            UserError: the method has nothing to fit.
-        """
-        raise UserError(f"{type(self).__name__} has nothing to fit: score it with `sfda validate`")
+        """What a fit needs before the loaders are built: here, initial weights."""
+        self.initialise_from_source()
 
     # ------------------------------------------------------------------ validation: final, one for all methods
 
@@ -157,13 +155,12 @@ class Method(L.LightningModule, ABC):
         groups = self.datamodule.score_groups
         if groups is None:
             return probabilities
-        index = torch.from_numpy(groups).to(probabilities.device, torch.int64)
-        shape = (probabilities.shape[0], len(self.datamodule.score_classes), *probabilities.shape[2:])
-        return probabilities.new_zeros(shape).index_add_(1, index, probabilities)
+        return group_probabilities(probabilities, torch.from_numpy(groups).long(), len(self.datamodule.score_classes))
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Score a batch; the probabilities go to whoever draws them."""
         metrics = list(self.domain_metrics.values())[dataloader_idx]
+        assert isinstance(metrics, SegmentationMetrics)
         label = batch.get("label")
         size = None if label is None else (label.shape[-2], label.shape[-1])
         probabilities = self.score_probabilities(self.predict_probabilities(batch["image"], size))

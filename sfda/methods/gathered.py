@@ -37,10 +37,6 @@ class GatheredMethod(Method):
     def finish(self) -> None:
         """Change the network from what was gathered; called once, after the last batch and before validation."""
 
-    def prepare_fit(self) -> None:
-        """Initial weights."""
-        self.initialise_from_source()
-
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Gather; after the last batch of the last epoch, finish."""
         self.network.eval()

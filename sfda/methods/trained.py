@@ -63,7 +63,7 @@ class TrainedMethod(Method):
 
     def prepare_fit(self) -> None:
         """Initial weights; what is not trained asks for no gradient."""
-        self.initialise_from_source()
+        super().prepare_fit()
         trained = {id(parameter) for group in self.trainable_parameters() for parameter in group["params"]}
         for parameter in self.parameters():
             parameter.requires_grad_(id(parameter) in trained)
@@ -101,8 +101,8 @@ class TrainedMethod(Method):
         total = max(1, int(self.trainer.estimated_stepping_batches))
 
         def factor(step: int) -> float:
-            warmup = min(1.0, 0.1 + 0.9 * step / self.warmup_steps) if self.warmup_steps else 1.0
-            return warmup * max(0.0, 1 - step / total) ** self.poly_power
+            warmup: float = min(1.0, 0.1 + 0.9 * step / self.warmup_steps) if self.warmup_steps else 1.0
+            return float(warmup * max(0.0, 1 - step / total) ** self.poly_power)
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

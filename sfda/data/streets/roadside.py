@@ -58,7 +58,7 @@ def _shaft(sketch: Sketch, dice: Dice, style: Style, x: float, z: float, tall: f
 def street_lamp(sketch: Sketch, dice: Dice, style: Style, x: float, z: float, towards: float) -> None:
     """Adds a lamp post whose arm reaches over the road (`towards`: sign of x)."""
     tall, reach = dice(5.5, 8.0), dice(1.0, 2.2) * towards
-    colour = _shaft(sketch, dice, style, x, z, tall, 0.09)
+    colour = _shaft(sketch, dice, style, x, z, tall, 0.13)
     sketch.polygon(
         ((x, tall - 0.16, z), (x, tall, z), (x + reach, tall + 0.3, z), (x + reach, tall + 0.14, z)), POLE, colour
     )
@@ -68,7 +68,7 @@ def street_lamp(sketch: Sketch, dice: Dice, style: Style, x: float, z: float, to
 
 def bollard(sketch: Sketch, dice: Dice, style: Style, x: float, z: float) -> None:
     """Adds a short post."""
-    _shaft(sketch, dice, style, x, z, dice(0.9, 1.2), 0.08)
+    _shaft(sketch, dice, style, x, z, dice(0.9, 1.2), 0.11)
 
 
 def _light_box(sketch: Sketch, dice: Dice, style: Style, x: float, y: float, z: float) -> None:
@@ -83,18 +83,18 @@ def traffic_light(sketch: Sketch, dice: Dice, style: Style, x: float, z: float, 
     """Adds a traffic light at the kerb, sometimes with a second one on an arm above the road."""
     if dice.chance(0.45):
         reach = dice(2.5, 4.0) * towards
-        colour = _shaft(sketch, dice, style, x, z, 5.6, 0.1)
-        sketch.upright(min(x, x + reach), max(x, x + reach), 5.4, 5.56, z, POLE, colour)
+        colour = _shaft(sketch, dice, style, x, z, 5.6, 0.13)
+        sketch.upright(min(x, x + reach), max(x, x + reach), 5.36, 5.6, z, POLE, colour)
         _light_box(sketch, dice, style, x + reach, 4.5, z)
     else:
-        _shaft(sketch, dice, style, x, z, 3.2, 0.08)
+        _shaft(sketch, dice, style, x, z, 3.2, 0.12)
     _light_box(sketch, dice, style, x, 2.3, z)
 
 
 def traffic_sign(sketch: Sketch, dice: Dice, style: Style, x: float, z: float) -> None:
     """Adds a sign on its post: round, triangular, square, or a wide one for directions."""
     tall = dice(2.2, 3.0)
-    _shaft(sketch, dice, style, x, z, tall, 0.06)
+    _shaft(sketch, dice, style, x, z, tall, 0.1)
     board, rim = dice.pick(style.sign_boards), (232.0, 232.0, 226.0)
     shape = dice.pick(("round", "round", "triangle", "square", "wide"))
     if shape == "round":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import cv2
@@ -64,6 +64,7 @@ def shade(
     textures, sensor = (_cut(tile, dice, height, width) for tile in _tiles(height, width))
     sun = dice(0.6, 1.0)
     exposure = dice(*style.exposure)
+    gains = [exposure * channel / 100 * dice(0.96, 1.04) for channel in style.tint]  # white balance is never the same
     materials = np.array([Material.SKY, *sketch.materials])
     image = np.array([style.sky[0], *sketch.colours], np.float32)[numbers]
     strength = np.array([TEXTURES[Material(kind)] for kind in range(len(Material))], np.float32) * style.texture
@@ -79,7 +80,7 @@ def shade(
     if weather == "dusk":
         lamps = np.isin(materials, (Material.LAMP,))[numbers][..., None]
         image = np.where(lamps, image * 1.05, image * np.array([0.6, 0.5, 0.56], np.float32))
-    return _sensed(image, style, exposure, sensor)
+    return _sensed(image, style, gains, sensor)
 
 
 def _sky(sketch: Sketch, style: Style, textures: Floats, weather: str) -> Floats:
@@ -111,10 +112,10 @@ def _hazed(
     return haze + (image - haze) * clear
 
 
-def _sensed(image: Floats, style: Style, exposure: float, sensor: Floats) -> npt.NDArray[np.uint8]:
+def _sensed(image: Floats, style: Style, gains: Sequence[float], sensor: Floats) -> npt.NDArray[np.uint8]:
     grey = image.mean(axis=-1, keepdims=True)
     image = grey + (image - grey) * style.saturation
-    image *= np.array(style.tint, np.float32) * np.float32(exposure / 100)
+    image *= np.array(gains, np.float32)
     image = 118.0 + (image - 118.0) * style.contrast
     deviation = style.blur * image.shape[0] / 1000
     image = cv2.GaussianBlur(np.ascontiguousarray(image, np.float32), (0, 0), deviation)
