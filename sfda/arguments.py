@@ -90,11 +90,16 @@ def run_arguments(subcommand: str, folder: Path, rest: Sequence[str]) -> list[st
         raise UserError(f"--run {folder}: this run is not finished; resume it with `sfda fit --run {folder}`")
     options = [option for option, _ in _pairs(rest)]
     if "--out" not in options:
-        if changed := [option for option in options if not option.startswith("--trainer")]:
+        if changed := [option for option in options if not _harmless(option)]:
             raise UserError(f"--run {folder} with {changed[0]} gives other results: say where they go with --out DIR")
         arguments += ["--out", str(folder)]
     selected = folder / "selected.ckpt"
     return [*arguments, *(["--ckpt_path", str(selected)] if selected.is_file() else [])]
+
+
+def _harmless(option: str) -> bool:
+    """Whether an option changes where a run is scored, not what comes out."""
+    return option.startswith("--trainer") and not option.startswith("--trainer.limit")
 
 
 def _take_value(arguments: Sequence[str]) -> tuple[str, list[str]]:

@@ -160,6 +160,8 @@ class CommandLine(LightningCLI):
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        # Told beforehand, a resumed run knows in `setup` that it needs no initial weights.
+        self.trainer.ckpt_path = kwargs.pop("ckpt_path")
         kwargs["weights_only"] = True
         if subcommand == "validate":
             kwargs["verbose"] = False

@@ -26,9 +26,7 @@ Results = dict[str, dict[str, float]]
 
 def last_checkpoint(folder: Path) -> ModelCheckpoint:
     """Keeps ``last.ckpt``, written at every epoch's end, where a run can be resumed."""
-    return ModelCheckpoint(
-        dirpath=folder, save_top_k=0, save_last=True, save_on_train_epoch_end=True, enable_version_counter=False
-    )
+    return ModelCheckpoint(dirpath=folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
 
 
 class RunFolder(Callback):

@@ -61,6 +61,7 @@ class Method(L.LightningModule, ABC):
         self.network = build_network(network, num_classes)
         self.source_checkpoint = source_checkpoint
         self.views = views
+        self._has_run_weights = False
         self.domain_metrics = nn.ModuleDict()
         self.results: dict[str, dict[str, float]] = {}
         self.reliability: dict[str, Reliability] = {}
@@ -126,13 +127,6 @@ class Method(L.LightningModule, ABC):
         """Weights from the source model, and one metric a validation set."""
         if stage == "fit":
             self.prepare_fit()
-        elif self.trainer.ckpt_path is None:
-            if self.source_checkpoint is None:
-                raise UserError(
-                    "there is nothing to validate: give --ckpt_path (a checkpoint of this method), "
-                    "--run (a run folder), or --model.init_args.source_checkpoint (a source model as it is)"
-                )
-            self.initialise_from_source()
         data = self.datamodule
         names = data.score_classes.names
         # The convention for SYNTHIA: the mean over 13 classes of the same 16-class predictions stands beside the other.
@@ -145,7 +139,27 @@ class Method(L.LightningModule, ABC):
         )
 
     def prepare_fit(self) -> None:
-        """What a fit needs before the loaders are built: here, initial weights."""
+        """What a fit needs before the loaders are built: here, initial weights, unless a resumed run has its own."""
+        if self.trainer.ckpt_path is None:
+            self.initialise_from_source()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Remember that the weights are those of a run."""
+        self._has_run_weights = True
+
+    def on_validation_start(self) -> None:
+        """`validate` without a checkpoint scores the source model; without that either, nothing.
+
+        Raises:
+            UserError: there are no weights but random ones.
+        """
+        if self.trainer.state.fn != "validate" or self._has_run_weights:
+            return
+        if self.source_checkpoint is None:
+            raise UserError(
+                "there is nothing to validate: give --ckpt_path (a checkpoint of this method), "
+                "--run (a run folder), or --model.init_args.source_checkpoint (a source model as it is)"
+            )
         self.initialise_from_source()
 
     # ------------------------------------------------------------------ validation: final, one for all methods

@@ -52,7 +52,7 @@ class SourceTraining(TrainedMethod):
         """From scratch, from ImageNet, or, where one is given, from a source checkpoint."""
         if self.source_checkpoint is not None:
             super().initialise_from_source()
-        elif self.pretrained == "imagenet" and self.trainer.ckpt_path is None:
+        elif self.pretrained == "imagenet":
             self.network = build_network(self.hparams["network"], self.hparams["num_classes"], pretrained="imagenet")
 
     def compute_losses(self, batch: Batch) -> dict[str, Tensor]:

@@ -1,0 +1,184 @@
+"""Every ``configs/model/*.yaml`` keeps the contract of a method."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+from sfda.arguments import configs_folder
+from sfda.cli import main
+from sfda.methods.base import Method
+from tiny_runs import tiny_arguments
+
+MODELS = sorted(path.stem for path in configs_folder().glob("model/*.yaml"))
+
+
+def method_class(model: str) -> type[Method]:
+    class_path = yaml.safe_load((configs_folder() / f"model/{model}.yaml").read_text())["class_path"]
+    module, _, name = class_path.rpartition(".")
+    return getattr(__import__(module, fromlist=[name]), name)
+
+
+FITTED = [model for model in MODELS if is_overridden("training_step", method_class(model), Method)]
+
+
+def source_of(model: str, source_model: Path) -> Path | None:
+    return None if model == "source_training" else source_model
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def assert_equal_weights(one: Path, other: Path) -> None:
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        assert torch.equal(value, second[key]), key
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_config_names_every_hyper_parameter(model):
+    config = yaml.safe_load((configs_folder() / f"model/{model}.yaml").read_text())
+    parser = ArgumentParser()
+    parser.add_class_arguments(method_class(model), "m")
+    accepted = {action.dest.removeprefix("m.") for action in parser._actions if action.dest.startswith("m.")}
+    assert set(config["init_args"]) == accepted - {"num_classes"}  # num_classes follows from the data
+    assert config["class_path"].split(".")[-2] == model  # one method is one file named like its config
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_option_is_a_scalar(model):
+    config = yaml.safe_load((configs_folder() / f"model/{model}.yaml").read_text())
+    assert all(value is None or isinstance(value, str | int | float | bool) for value in config["init_args"].values())
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("model", FITTED)
+def test_fit_validate_resume_and_predict(model, town, source_model, sfda, tmp_path):
+    arguments = tiny_arguments(model, town, source_of(model, source_model))
+    epochs = 1 if model == "ada_bn" else 3
+    whole = tmp_path / "whole"
+    assert sfda("fit", *arguments, "--trainer.max_epochs", epochs, "--out", whole) == 0
+    checkpoint = torch.load(whole / "selected.ckpt", weights_only=True)
+    assert checkpoint["state_dict"].keys() == weights(whole / "last.ckpt").keys()
+
+    # saved and loaded: the same predictions
+    images = torch.rand(2, 3, 32, 64)
+    method = method_class(model).load_from_checkpoint(whole / "selected.ckpt", weights_only=True).eval()
+    again = method_class(model).load_from_checkpoint(whole / "selected.ckpt", weights_only=True).eval()
+    with torch.no_grad():
+        probabilities = method.predict_probabilities(images, (48, 96))
+        assert probabilities.shape == (2, 19, 48, 96)
+        torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(2, 48, 96))
+        assert torch.equal(probabilities, again.predict_probabilities(images, (48, 96)))
+
+    # scored on both domains
+    assert sfda("validate", "--run", whole) == 0
+    row = json.loads((whole / "result.json").read_text())
+    assert 0 <= row["target_miou"] <= 1
+    assert 0 <= row["target_ece"] <= 1
+    assert 0 <= row["source_miou"] <= 1
+    assert row["source_free"] == (not any("source" in read for read in method_class(model).reads))
+    assert {path.name for path in whole.glob("*.png")} >= {"predictions_target.png", "reliability_source.png"}
+
+    # a finished run is refused; an interrupted one goes on to the same weights
+    assert sfda("fit", *arguments, "--out", whole) == 2
+    if epochs > 1:
+        part = tmp_path / "part"
+        stop_after(arguments, epochs, part)
+        assert not (part / "result.json").exists()
+        assert sfda("fit", *arguments, "--out", part) == 2
+        assert sfda("fit", "--run", part) == 0
+        assert_equal_weights(whole / "last.ckpt", part / "last.ckpt")
+
+
+def stop_after(arguments: list[str], epochs: int, folder: Path) -> None:
+    """A run that dies in its second epoch."""
+
+    class Death(RuntimeError):
+        pass
+
+    def die(self, trainer, *_):
+        if trainer.current_epoch == 1:
+            raise Death
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sfda.callbacks.skipped_files.SkippedFiles.on_train_batch_start", die)
+        with pytest.raises(Death):
+            main(["fit", *arguments, "--trainer.max_epochs", str(epochs), "--out", str(folder)])
+
+
+@pytest.mark.medium
+def test_source_only_is_validated_never_fitted(town, source_model, sfda, tmp_path, capsys):
+    arguments = tiny_arguments("source_only", town, source_model)
+    assert sfda("fit", *arguments, "--out", tmp_path / "fit") == 2
+    assert "nothing to fit" in capsys.readouterr().err
+    assert sfda("validate", *arguments, "--out", tmp_path / "run") == 0
+    row = json.loads((tmp_path / "run/result.json").read_text())
+    assert row["trained_parameters"] == 0
+    assert row["source_free"] is True
+    assert row["selected_by"] is None
+    assert row["labels_read"] is None
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("model", [model for model in FITTED if "source_images" not in method_class(model).reads])
+def test_a_method_receives_only_what_it_declares(model, town, source_model, sfda, tmp_path):
+    """Source root and, unless declared, target label root are gone; a fit neither needs nor notices them."""
+    alone = tmp_path / "town"
+    shutil.copytree(town / "cityscapes", alone / "cityscapes")
+    if "target_labels" not in method_class(model).reads:
+        shutil.rmtree(alone / "cityscapes/gtFine")
+    assert sfda("fit", *tiny_arguments(model, alone, source_model), "--out", tmp_path / "run") == 0
+    whole = tmp_path / "with_everything"
+    assert sfda("fit", *tiny_arguments(model, town, source_model), "--out", whole) == 0
+    assert_equal_weights(tmp_path / "run/last.ckpt", whole / "last.ckpt")
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_reads_are_known(model):
+    assert method_class(model).reads <= {"source_images", "source_labels", "target_images", "target_labels"}
+
+
+@pytest.mark.medium
+def test_source_free_fit_opens_no_source_file_and_no_target_label(town, source_model, sfda, tmp_path):
+    import sys
+
+    opened: list[str] = []
+    watching = [True]
+    sys.addaudithook(lambda event, details: opened.append(str(details[0])) if watching and event == "open" else None)
+    assert sfda("fit", *tiny_arguments("ada_bn", town, source_model), "--out", tmp_path / "run") == 0
+    watching.clear()
+    assert any("leftImg8bit" in path for path in opened)  # the hook sees what a run opens
+    assert not [path for path in opened if str(town / "gta5") in path or "gtFine" in path]
+
+
+@pytest.mark.medium
+def test_validate_needs_weights(town, sfda, tmp_path, capsys):
+    assert sfda("validate", *tiny_arguments("ada_bn", town), "--out", tmp_path / "run") == 2
+    assert "--ckpt_path" in capsys.readouterr().err
+
+
+@pytest.mark.medium
+def test_views_average_scales_and_flips(source_model):
+    method = method_class("source_training").load_from_checkpoint(source_model, weights_only=True, views="multi_scale")
+    method.eval()
+    images = torch.rand(1, 3, 32, 64)
+    with torch.no_grad():
+        got = method.predict_probabilities(images).numpy()
+        total = np.zeros(got.shape)
+        for height, width in ((24, 48), (32, 64), (40, 80)):
+            view = torch.nn.functional.interpolate(images, size=(height, width), mode="bilinear", antialias=True)
+            for mirrored in (False, True):
+                logits = method.network(view.flip(3) if mirrored else view)
+                logits = torch.nn.functional.interpolate(logits, size=(32, 64), mode="bilinear")
+                probabilities = logits.double().softmax(1).numpy()
+                total += probabilities[..., ::-1] if mirrored else probabilities
+    np.testing.assert_allclose(got, total / 6, atol=1e-5)
