@@ -8,10 +8,10 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from tiny_runs import tiny_arguments
 
 from sfda.cli import main
 from sfda.data.streets import write_streets
-from tiny_runs import tiny_arguments
 
 
 def _one_rank(rank: int, function: Callable[[int], Any], folder: Path) -> None:
@@ -31,9 +31,8 @@ torch.set_num_threads(1)  # maps this small are slower on several threads
 def town(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded town at 32x64, a few images a domain."""
     root = tmp_path_factory.mktemp("town")
-    write_streets(
-        root, height=32, width=64, counts=dict.fromkeys(("gta5", "synthia", "cityscapes"), {"train": 16, "val": 6})
-    )
+    counts = {domain: {"train": 16, "val": 6} for domain in ("gta5", "synthia", "cityscapes")}
+    write_streets(root, height=32, width=64, counts=counts)
     return root
 
 

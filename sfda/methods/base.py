@@ -8,6 +8,7 @@ network without a gradient.
 from __future__ import annotations
 
 import pickle
+import zipfile
 from abc import ABC
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -212,9 +213,11 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     """
     if not Path(path).is_file():
         raise UserError(f"checkpoint {path} does not exist: train it first, or give the path of the one you have")
+    if not zipfile.is_zipfile(path):  # on other bytes the unpickler raises whatever they make it
+        raise UserError(f"{path} is not a checkpoint, or was cut off while it was written")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (pickle.UnpicklingError, RuntimeError) as error:
         raise UserError(f"{path} is not a checkpoint that can be loaded safely: {error}") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UserError(f"{path} is not a checkpoint of an `sfda fit`: it has no state_dict")

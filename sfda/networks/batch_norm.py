@@ -111,7 +111,7 @@ def input_layers(network: nn.Module, images: Tensor) -> set[str]:
 
 
 class BatchStatistics:
-    """Gathers the statistics of every BN layer's input over all forward passes inside a ``with`` block.
+    """Gathers the statistics of every BN layer's input over all forward passes inside its ``with`` blocks.
 
     Inside, the BN layers normalise by the statistics of each batch (every layer sees inputs that the layers before it
     have already normalised so), their running statistics are left alone, and all other layers are in eval mode.
@@ -139,7 +139,8 @@ class BatchStatistics:
         for name, layer in batch_norm_layers(self._module).items():
             assert layer.running_mean is not None
             # Rows: count, Σx, Σx².
-            self._sums[name] = layer.running_mean.new_zeros(3, layer.num_features, dtype=torch.float64)
+            if name not in self._sums:
+                self._sums[name] = layer.running_mean.new_zeros(3, layer.num_features, dtype=torch.float64)
             self._inside.enter_context(_batch_normalising(layer))
             self._inside.enter_context(layer.register_forward_pre_hook(partial(self._observe, name)))
         return self

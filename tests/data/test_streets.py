@@ -37,7 +37,14 @@ SYNTHIA_IDS = {
     17: 12,
     18: 11,
 }
-PINNED = {}
+PINNED = {
+    ("gta5", 64): "e0803898a22d80db",
+    ("gta5", 256): "7158c27748c55933",
+    ("synthia", 64): "9665877dd0b45856",
+    ("synthia", 256): "0e789e03cd366195",
+    ("cityscapes", 64): "923b1180ca435ea6",
+    ("cityscapes", 256): "5b920291ebad23d2",
+}
 
 
 def digest(array: np.ndarray) -> str:
@@ -55,7 +62,11 @@ def test_label_maps_are_what_they_always_were(domain: str, height: int):
     assert digest(labels) == PINNED[domain, height]
 
 
-MEANS = {}
+MEANS = {
+    "gta5": (117.9, 117.9, 100.8),
+    "synthia": (106.7, 107.1, 113.9),
+    "cityscapes": (103.1, 107.6, 100.6),
+}
 
 
 @pytest.mark.parametrize("domain", MEANS)

@@ -10,11 +10,11 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from tiny_runs import tiny_arguments
 
 from sfda.arguments import configs_folder
 from sfda.cli import main
 from sfda.methods.base import Method
-from tiny_runs import tiny_arguments
 
 MODELS = sorted(path.stem for path in configs_folder().glob("model/*.yaml"))
 

@@ -132,7 +132,7 @@ def _box(
 
 
 def _truck(sketch: Sketch, dice: Dice, style: Style, frame: Frame) -> None:
-    cargo, cab = dice.pick(style.heavy), dice.pick(style.cars)
+    cargo, cab = dice.pick(style.trucks), dice.pick(style.cars)
     tall = dice(2.9, 3.6)
 
     def draw_cab() -> None:
@@ -170,7 +170,7 @@ def _windows(
 
 
 def _bus(sketch: Sketch, dice: Dice, style: Style, frame: Frame) -> None:
-    colour = dice.pick(style.heavy)
+    colour = dice.pick(style.buses)
     for across in _box(sketch, frame, -5.5, 5.5, 0.35, 3.1, 1.27, BUS, colour):
         _windows(sketch, frame, across, -5.2, 5.2, 1.45, 1.4, 2.6, BUS, style.glass)
         _on_side(sketch, frame, across, ((-5.5, 0.75), (-5.5, 0.95), (5.5, 0.95), (5.5, 0.75)), BUS,

@@ -1,0 +1,170 @@
+import csv
+import json
+import statistics
+from io import StringIO
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+from tiny_runs import NETWORK
+
+from sfda.compare.plan import make_stage, plan, read_comparison
+from sfda.compare.run import compare
+from sfda.compare.table import as_table, write_results
+from sfda.errors import UserError
+
+HEAD = ["experiment", "method", "seed", "source", "target", "class_set", "views", "network", "source_free"]
+HEAD += ["labels_read", "selected_by", "selected_step"]
+TAIL = ["source_miou", "source_ece", "adapt_seconds", "peak_memory_mb", "trained_parameters", "git_commit", "config"]
+
+
+def row(experiment, seed, miou, **more):
+    return {
+        "experiment": experiment, "method": "M", "seed": seed, "source": "a", "target": "b", "class_set": "c",
+        "views": "single", "source_free": True, "labels_read": None, "target_miou": miou, "target_ece": 0.05,
+        "adapt_seconds": None, **more,
+    }  # fmt: skip
+
+
+def printed(rows):
+    console = Console(file=StringIO(), width=200)
+    console.print(as_table(rows))
+    return console.file.getvalue()
+
+
+def write_comparison(path, **content):
+    path.write_text(yaml.safe_dump({"benchmark": "streets", "seeds": [1], "experiments": ["ada_bn"], **content}))
+    return str(path)
+
+
+def test_dependencies_come_first_and_once(tmp_path):
+    comparison = read_comparison(
+        write_comparison(tmp_path / "c.yaml", experiments=["ada_bn", "target_oracle"], seeds=[1, 2])
+    )
+    stages = plan(comparison, Path("out"))
+    assert [(stage.experiment, stage.seed) for stage in stages] == [
+        ("source_training", 1), ("ada_bn", 1), ("target_oracle", 1),
+        ("source_training", 2), ("ada_bn", 2), ("target_oracle", 2),
+    ]  # fmt: skip
+    assert "--model.init_args.source_checkpoint out/source_training/seed2/selected.ckpt" in stages[4].command()
+
+
+def test_a_stage_is_a_command_that_can_be_typed():
+    stage = make_stage("streets", "source_only", 3, Path("runs/x"))
+    assert stage.command("validate") == (
+        "sfda validate streets/source_only --seed_everything 3 --out runs/x/source_only/seed3 "
+        "--model.init_args.source_checkpoint runs/x/source_training/seed3/selected.ckpt"
+    )
+    assert not stage.fitted
+    assert make_stage("streets", "ada_bn", 3, Path("runs/x")).fitted
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"experiments": []}, "at least one"),
+        ({"experiments": ["ada_bn", "ada_bn"]}, "none twice"),
+        ({"seeds": ["one"]}, "list of int"),
+        ({"experiments": "ada_bn"}, "list of str"),
+        ({"nonsense": 1}, "has the keys"),
+        ({"experiments": ["ada_bm"]}, "did you mean"),
+        ({"benchmark": "streetz"}, "neither a file here"),
+    ],
+)
+def test_a_wrong_compare_file_is_explained(tmp_path, content, message):
+    with pytest.raises(UserError, match=message):
+        plan(read_comparison(write_comparison(tmp_path / "c.yaml", **content)), tmp_path)
+
+
+def test_table_shows_mean_and_deviation_over_seeds():
+    values = [0.30, 0.36, 0.42]
+    text = printed([row("x", seed, miou) for seed, miou in enumerate(values)] + [row("y", 0, None)])
+    expected = f"{100 * statistics.fmean(values):.1f} ± {100 * statistics.stdev(values):.1f}"
+    assert expected in text
+    assert expected == "36.0 ± 6.0"
+    assert "3 seeds" in text
+    assert text.index(" x ") < text.index(" y ")
+    assert "–" in next(line for line in text.splitlines() if " y " in line)
+
+
+def test_one_seed_has_no_deviation():
+    text = printed([row("x", 1, 0.5)])
+    assert "50.0" in text
+    assert "±" not in text
+
+
+def test_results_are_flat_rows(tmp_path):
+    rows = [row("x", 1, 0.5), row("y", 1, None, extra=1)]
+    write_results(rows, tmp_path)
+    assert json.loads((tmp_path / "results.json").read_text()) == rows
+    with (tmp_path / "results.csv").open() as file:
+        read = list(csv.DictReader(file))
+    assert [line["experiment"] for line in read] == ["x", "y"]
+    assert read[1]["target_miou"] == ""
+
+
+@pytest.mark.slow
+def test_compare_from_nothing_to_a_table(town, tmp_path, monkeypatch, capsys):
+    """Two experiments on the tiny town, each stage a process; a second call runs nothing again."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[1]))
+    folder = tmp_path / "experiment/tiny"
+    folder.mkdir(parents=True)
+    import sfda.arguments
+
+    data = {
+        "class_path": "sfda.data.datamodule.DomainAdaptationDataModule",
+        "init_args": {
+            "source": {"layout": "gta5", "root": str(town / "gta5")},
+            "target": {"layout": "cityscapes", "root": str(town / "cityscapes")},
+            "batch_size": 4, "num_workers": 0, "crop": [24, 48],
+        },
+    }  # fmt: skip
+    (folder / "data.yaml").write_text(yaml.safe_dump(data))
+    (folder / "base.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "seed_everything": 1,
+                "data": "data.yaml",
+                "trainer": str(sfda.arguments.configs_folder() / "trainer/cpu.yaml"),
+            }
+        )
+    )
+    checkpoint = "runs/tiny/source_training/seed1/selected.ckpt"
+    for name, values in (
+        ("source_training", {}),
+        ("source_only", {"source_checkpoint": checkpoint}),
+        ("ada_bn+alpha_1", {"source_checkpoint": checkpoint, "alpha": 1.0}),
+    ):
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump({"model": {"init_args": {"network": NETWORK, **values}}}))
+    path = write_comparison(tmp_path / "c.yaml", benchmark="tiny", experiments=["source_only", "ada_bn+alpha_1"])
+    assert compare(path, Path("runs/out")) == 0
+    first = capsys.readouterr().out
+    rows = json.loads(Path("runs/out/results.json").read_text())
+    assert [r["experiment"] for r in rows] == ["source_only", "ada_bn+alpha_1"]
+    keys = list(rows[0])
+    assert keys[: len(HEAD)] == HEAD
+    assert keys[-len(TAIL) :] == TAIL
+    assert {
+        "target_miou",
+        "target_iou_road",
+        "target_ece",
+        "target_classwise_ece",
+        "target_nll",
+        "target_brier",
+    } <= set(keys)
+    assert rows[1]["adapt_seconds"] > 0
+    assert rows[1]["peak_memory_mb"] > 0
+    assert "sfda fit tiny/source_training" in first
+    before = Path("runs/out/ada_bn+alpha_1/seed1/selected.ckpt").stat().st_mtime_ns
+    assert compare(path, Path("runs/out")) == 0
+    second = capsys.readouterr().out
+    assert second.count("finished before") == 2
+    assert "$ sfda" not in second
+    assert Path("runs/out/ada_bn+alpha_1/seed1/selected.ckpt").stat().st_mtime_ns == before
+    (folder / "ada_bn+alpha_1.yaml").write_text(
+        yaml.safe_dump({"model": {"init_args": {"network": NETWORK, "source_checkpoint": checkpoint, "alpha": 0.5}}})
+    )
+    with pytest.raises(UserError, match="other settings"):
+        compare(path, Path("runs/out"))

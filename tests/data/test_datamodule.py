@@ -1,0 +1,152 @@
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from tiny_files import write_folder
+
+from sfda.data.datamodule import DomainAdaptationDataModule
+from sfda.data.datasets import collate
+from sfda.data.errors import BadPair
+from sfda.data.readers import Domain
+from sfda.errors import UserError
+
+
+class Reader(torch.nn.Module):
+    """What the DataModule looks at in a method."""
+
+    def __init__(self, *reads, view="weak"):
+        super().__init__()
+        self.reads = frozenset(reads)
+        self.training_view = view
+
+
+def data_module(town, reads, view="weak", **options):
+    options = {"crop": [24, 48], "batch_size": 4, "num_workers": 0, **options}
+    data = DomainAdaptationDataModule(
+        target=Domain("cityscapes", str(town / "cityscapes")), source=Domain("gta5", str(town / "gta5")), **options
+    )
+    data.trainer = Trainer(logger=False, accelerator="cpu", enable_progress_bar=False)
+    data.trainer.strategy._lightning_module = Reader(*reads, view=view)
+    return data
+
+
+@pytest.mark.parametrize(
+    ("reads", "keys", "validation"),
+    [
+        (["source_images", "source_labels"], {"source": True}, ("source", True)),
+        (["target_images"], {"target": False}, ("target", False)),
+        (["target_images", "target_labels"], {"target": True}, ("target", True)),
+        (["source_images", "source_labels", "target_images"], {"source": True, "target": False}, ("target", False)),
+    ],
+)
+def test_a_batch_holds_what_is_declared_and_nothing_else(town, reads, keys, validation):
+    data = data_module(town, reads)
+    data.setup("fit")
+    loaders = data.train_dataloader()
+    assert set(loaders) == set(keys)
+    for domain, labelled in keys.items():
+        batch = next(iter(loaders[domain]))
+        expected = {"name", "skipped", "image", "valid"} | ({"label"} if labelled else set())
+        assert set(batch) == expected
+        assert batch["image"].shape == (4, 3, 24, 48)
+    name, labelled = validation
+    assert list(data.validation_sets) == [name]
+    assert ("label" in next(iter(data.val_dataloader()[0]))) == labelled
+
+
+def test_strong_view_only_for_who_wants_it(town):
+    data = data_module(town, ["target_images"], view="weak_and_strong")
+    data.setup("fit")
+    assert next(iter(data.train_dataloader()["target"]))["strong"].shape == (4, 3, 24, 48)
+
+
+def test_plain_images_are_whole_and_untouched(town):
+    data = data_module(town, ["target_images"], view="plain")
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()["target"]))
+    names = [pair.name for pair in data.training_sets["target"].pairs]
+    for name, image in zip(batch["name"], batch["image"], strict=True):
+        stored = data.training_sets["target"].read(names.index(name)).image
+        np.testing.assert_array_equal(image.numpy().transpose(1, 2, 0), stored)
+
+
+def test_validate_scores_both_domains_or_says_which_is_missing(town, tmp_path):
+    data = data_module(town, ["target_images"])
+    data.setup("validate")
+    assert list(data.validation_sets) == ["target", "source"]
+    data.domains["source"] = Domain("gta5", str(tmp_path / "gone"))
+    with pytest.warns(UserWarning, match="gone does not exist: the source domain is not scored"):
+        data.setup("validate")
+    assert list(data.validation_sets) == ["target"]
+
+
+def test_images_become_floats_and_labels_integers_on_the_device(town):
+    data = data_module(town, ["source_images", "source_labels"])
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()["source"]))
+    moved = data.on_after_batch_transfer({"source": batch}, 0)["source"]
+    assert moved["image"].dtype == torch.float32
+    assert moved["label"].dtype == torch.int64
+    torch.testing.assert_close(moved["image"] * 255, batch["image"].float())
+
+
+def test_an_epoch_is_the_same_whoever_draws_it(town, monkeypatch):
+    monkeypatch.setenv("PL_GLOBAL_SEED", "5")
+
+    def images(**options):
+        data = data_module(town, ["target_images"], **options)
+        data.setup("fit")
+        return torch.cat([batch["image"] for batch in data.train_dataloader()["target"]])
+
+    first = images()
+    assert torch.equal(first, images(num_workers=2))
+    monkeypatch.setenv("PL_GLOBAL_SEED", "6")
+    assert not torch.equal(first, images())
+
+
+def test_coarser_classes_are_scored_in_groups(town, tmp_path):
+    path = tmp_path / "coarse.yaml"
+    names = data_module(town, []).classes.names
+    path.write_text(
+        "names: [ground, rest]\ncolours: [[1, 2, 3], [4, 5, 6]]\n"
+        f"groups_of_cityscapes19: {{ground: [road, sidewalk, terrain], rest: {list(set(names) - {'road', 'sidewalk', 'terrain'})}}}\n"  # noqa: E501
+    )
+    data = data_module(town, ["target_images"], score_classes=str(path))
+    assert data.score_groups.tolist() == [0, 0, 1, 1, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1]
+    data.setup("validate")
+    labels = next(iter(data.val_dataloader()[0]))["label"]
+    assert set(labels.unique().tolist()) <= {0, 1, 255}
+
+
+def test_mixed_sizes_are_explained(tmp_path):
+    write_folder(tmp_path / "mine", 4, np.random.default_rng(0))
+    items = [
+        {"name": name, "image": torch.zeros(3, *size), "valid": torch.ones(size)}
+        for name, size in (("a", (4, 6)), ("b", (5, 6)))
+    ]
+    with pytest.raises(UserError, match=r"a \(4, 6\), b \(5, 6\).*size"):
+        collate(items)
+
+
+def test_bad_pairs_are_skipped_and_listed_unless_nothing_is_left():
+    good = {"name": "a", "image": torch.zeros(3, 2, 2), "valid": torch.ones(2, 2)}
+    fault = BadPair("b", "b.png", "cut off")
+    batch = collate([good, fault])
+    assert batch["name"] == ["a"]
+    assert batch["image"].shape[0] == 1
+    assert batch["skipped"] == ["b: b.png: cut off"]
+    with pytest.raises(UserError, match=r"no pair(.|\n)*b.png: cut off"):
+        collate([fault, fault])
+
+
+def test_a_worker_hands_a_bad_pair_on(town, tmp_path):
+    import shutil
+
+    shutil.copytree(town / "cityscapes", tmp_path / "cityscapes")
+    for image in sorted((tmp_path / "cityscapes/leftImg8bit/train").rglob("*.png"))[:2]:
+        image.write_bytes(b"no picture")
+    data = data_module(tmp_path, ["target_images"], num_workers=1)
+    data.setup("fit")
+    batches = list(data.train_dataloader()["target"])
+    assert sum(len(batch["skipped"]) for batch in batches) == 2
+    assert sum(len(batch["name"]) for batch in batches) == 14

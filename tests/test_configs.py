@@ -1,0 +1,104 @@
+"""Every config is one that runs: all fragments, experiments and compare files."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sfda.arguments import configs_folder, expand
+from sfda.compare.plan import plan, read_comparison
+
+CONFIGS = configs_folder()
+EXPERIMENTS = [
+    f"{path.parent.name}/{path.stem}" for path in sorted(CONFIGS.glob("experiment/*/*.yaml")) if path.stem != "base"
+]
+COMPARISONS = [path.relative_to(CONFIGS).as_posix() for path in sorted(CONFIGS.glob("compare/*.yaml"))]
+
+
+def parse(arguments):
+    """The parsed configuration, nothing instantiated."""
+    import importlib
+    import pkgutil
+
+    import sfda.methods
+    from sfda.data.datamodule import DomainAdaptationDataModule
+    from sfda.lightning_cli import CommandLine
+    from sfda.methods.base import Method
+
+    for module in pkgutil.iter_modules(sfda.methods.__path__):
+        importlib.import_module(f"sfda.methods.{module.name}")
+
+    class Parsed(CommandLine):
+        def before_instantiate_classes(self):
+            pass
+
+        def instantiate_classes(self):
+            pass
+
+        def _run_subcommand(self, subcommand):
+            pass
+
+    return Parsed(
+        Method,
+        DomainAdaptationDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        save_config_callback=None,
+        auto_configure_optimizers=False,
+        args=["fit", *arguments],
+    )
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["sfda"])
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_parses_and_its_values_arrive(experiment):
+    config = parse(expand("fit", [experiment])).config["fit"]
+    written = yaml.safe_load((CONFIGS / f"experiment/{experiment}.yaml").read_text())
+    assert set(written) <= {"model", "data", "trainer"}
+    for part, values in written.items():
+        assert "class_path" not in values
+        given = values if part == "trainer" else values["init_args"]
+        parsed = config[part] if part == "trainer" else config[part].init_args
+        for key, value in given.items():
+            assert key in parsed
+            assert parsed[key] == value, key
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("trainer", sorted(CONFIGS.glob("trainer/*.yaml")), ids=lambda path: path.stem)
+def test_every_trainer_fragment_parses(trainer):
+    config = parse(expand("fit", ["streets/ada_bn", "--trainer", str(trainer)])).config["fit"]
+    for key, value in yaml.safe_load(trainer.read_text()).items():
+        if not isinstance(value, dict):
+            assert config.trainer[key] == value
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("data", sorted(CONFIGS.glob("data/*.yaml")), ids=lambda path: path.stem)
+def test_every_data_fragment_names_every_option(data):
+    import inspect
+
+    from sfda.data.datamodule import DomainAdaptationDataModule
+
+    content = yaml.safe_load(data.read_text())
+    assert data.read_text().startswith("class_path:")
+    assert set(content["init_args"]) == set(inspect.signature(DomainAdaptationDataModule).parameters)
+
+
+def test_no_base_names_a_model():
+    for base in CONFIGS.glob("experiment/*/base.yaml"):
+        assert set(yaml.safe_load(base.read_text())) == {"seed_everything", "data", "trainer"}
+
+
+@pytest.mark.parametrize("comparison", COMPARISONS)
+def test_every_comparison_can_be_planned(comparison):
+    stages = plan(read_comparison(comparison), Path("out"))
+    done = set()
+    for stage in stages:
+        assert all((needed, stage.seed) in done for needed in stage.needs)
+        done.add((stage.experiment, stage.seed))
