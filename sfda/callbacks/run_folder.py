@@ -16,6 +16,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
+from sfda.callbacks.selection import Selector
 from sfda.data.label_spaces import SYNTHIA16, ClassSet
 from sfda.methods.base import Method
 from sfda.methods.trained import count_trained
@@ -42,12 +43,24 @@ class RunFolder(Callback):
         self.folder = folder
         self.experiment = experiment
         self.seed = seed
-        self._started = 0.0
+        self._started = time.perf_counter()
+        self._seconds_before = 0.0
 
     @property
     def row_path(self) -> Path:
         """Where the row is kept."""
         return self.folder / "result.json"
+
+    def state_dict(self) -> dict[str, Any]:
+        """The time spent so far, which a resumed run adds to."""
+        return {"seconds": self._seconds()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The time spent before."""
+        self._seconds_before = state_dict["seconds"]
+
+    def _seconds(self) -> float:
+        return self._seconds_before + time.perf_counter() - self._started
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock; loaders and networks are made, nothing is trained yet."""
@@ -57,16 +70,20 @@ class RunFolder(Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the chosen checkpoint and write the row, its scores still empty."""
-        seconds = time.perf_counter() - self._started
-        last = self.folder / "last.ckpt"
-        if trainer.global_step == 0:  # no optimizer ever stepped: ModelCheckpoint has written nothing
-            trainer.save_checkpoint(last)
+        seconds = self._seconds()
+        chosen, selected_by, step = self.folder / "last.ckpt", "last", trainer.global_step
+        if step == 0:  # no optimizer ever stepped: ModelCheckpoint has written nothing
+            trainer.save_checkpoint(chosen)
+        for selector in trainer.checkpoint_callbacks:
+            if isinstance(selector, Selector) and selector.selected is not None:
+                chosen, selected_by = Path(selector.best_model_path), selector.score
+                step = selector.selected["step"]
         if trainer.is_global_zero:
-            _link(last, self.folder / "selected.ckpt")
+            _link(chosen, self.folder / "selected.ckpt")
             assert isinstance(pl_module, Method)
             facts = {
-                "selected_by": "last",
-                "selected_step": trainer.global_step,
+                "selected_by": selected_by,
+                "selected_step": step,
                 "adapt_seconds": round(seconds, 2),
                 "peak_memory_mb": peak_memory_mb(),
             }

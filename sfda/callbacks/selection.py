@@ -1,0 +1,132 @@
+"""Choosing the checkpoint that a fit is represented by, and saying why."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from sfda.data.datamodule import DomainName
+from sfda.errors import UserError
+from sfda.methods.base import Method
+
+
+class Selector(ModelCheckpoint):
+    """Keeps the checkpoint with the best value of one score among those of the last part of a fit.
+
+    A candidate is what stands at the end of an epoch that was validated. ``selection.json`` in the run folder says
+    what was chosen, every candidate's value with the scores that stand beside it, and why.
+
+    Class attributes:
+        score: Name of the score, one of those that `sfda.metrics.segmentation.SegmentationMetrics` computes.
+        mode: Whether a small (``min``) or a large (``max``) value is good.
+        beside: Scores that are written down, never looked at.
+        needs_labels: Whether the score needs labels of the validation set.
+
+    Args:
+        start_after: Share of the epochs that pass before the first candidate.
+        keep: How many of the best candidates stay in ``candidates/``; -1: all, to be scored afterwards.
+    """
+
+    score: ClassVar[str]
+    mode_of_score: ClassVar[Literal["min", "max"]] = "min"
+    beside: ClassVar[tuple[str, ...]] = ("miou", "ece", "entropy", "infomax", "class_coverage")
+    needs_labels: ClassVar[bool]
+
+    def __init__(self, start_after: float = 0.0, keep: int = 1) -> None:
+        if not 0 <= start_after < 1:
+            raise UserError(f"{type(self).__name__}: start_after is a share of the epochs, 0 <= share < 1")
+        if keep == 0:
+            raise UserError(f"{type(self).__name__}: keep is at least 1, or -1 for all candidates")
+        self.start_after = start_after
+        self.candidates: list[dict[str, Any]] = []
+        super().__init__(
+            filename="{epoch}-{step}",
+            monitor=self.score,
+            mode=self.mode_of_score,
+            save_top_k=keep,
+            save_weights_only=True,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Settle what is monitored.
+
+        Raises:
+            UserError: the fit validates nothing, or the score needs labels that the method may not read.
+        """
+        if stage != "fit":
+            return
+        assert isinstance(pl_module, Method)
+        domain, samples = next(iter(pl_module.datamodule.validation_sets.items()))
+        name = type(self).__name__
+        if self.needs_labels and not samples.with_labels:
+            raise UserError(
+                f"{name} needs labels of the {domain} validation images, which {type(pl_module).__name__} does not "
+                "read: use SelectByEntropy, which needs none"
+            )
+        if trainer.limit_val_batches == 0 or (trainer.max_epochs or 1) < (trainer.check_val_every_n_epoch or 1):
+            raise UserError(f"{name} chooses by the validation scores of a fit, and this fit validates nothing")
+        self.domain: DomainName = domain
+        self.monitor = f"{domain}/{self.score}"
+        self.dirpath = str(pl_module.run_folder / "candidates")
+        super().setup(trainer, pl_module, stage)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note the candidate, and let ModelCheckpoint keep the best."""
+        assert isinstance(pl_module, Method)
+        every = trainer.check_val_every_n_epoch or 1
+        if (trainer.current_epoch + 1) % every:
+            return
+        if self.monitor not in trainer.callback_metrics:
+            known = sorted(name for name in trainer.callback_metrics if name.startswith(f"{self.domain}/"))
+            raise UserError(f"{type(self).__name__} monitors {self.monitor}, which was not computed: {known}")
+        value = float(trainer.callback_metrics[str(self.monitor)])
+        late = trainer.current_epoch >= math.floor(self.start_after * (trainer.max_epochs or 1))
+        eligible = late and not math.isnan(value)
+        candidate = {"epoch": trainer.current_epoch, "step": trainer.global_step, "value": value, "eligible": eligible}
+        for score in self.beside:
+            key = f"{self.domain}/{score}"
+            if key in trainer.callback_metrics and key != self.monitor:
+                candidate[key] = float(trainer.callback_metrics[key])
+        self.candidates.append(candidate)
+        if eligible:
+            super().on_train_epoch_end(trainer, pl_module)
+        if trainer.is_global_zero:
+            self._write(pl_module.run_folder / "selection.json")
+
+    @property
+    def selected(self) -> dict[str, Any] | None:
+        """The best eligible candidate so far."""
+        pick = min if self.mode_of_score == "min" else max
+        eligible = [candidate for candidate in self.candidates if candidate["eligible"]]
+        return pick(eligible, key=lambda candidate: candidate["value"]) if eligible else None
+
+    def _write(self, path: Path) -> None:
+        word = "smallest" if self.mode_of_score == "min" else "largest"
+        eligible = sum(candidate["eligible"] for candidate in self.candidates)
+        report = {
+            "selected_by": self.score,
+            "monitor": self.monitor,
+            "mode": self.mode_of_score,
+            "start_after": self.start_after,
+            "why": f"the {word} {self.monitor} of the {eligible} candidates behind the first "
+            f"{100 * self.start_after:.0f} % of the epochs ({len(self.candidates)} seen)",
+            "selected": self.selected,
+            "candidates": self.candidates,
+        }
+        path.write_text(json.dumps(report, indent=2) + "\n")
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed fit must know of the candidates before."""
+        return {**super().state_dict(), "candidates": self.candidates}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Candidates and best checkpoint of the fit that goes on."""
+        self.candidates = list(state_dict["candidates"])
+        super().load_state_dict(state_dict)
