@@ -58,6 +58,8 @@ def expand(subcommand: str, arguments: Sequence[str]) -> list[str]:
     """
     given = list(arguments)
     if given and not given[0].startswith("-"):
+        if "--model" in (option for option, _ in _pairs(given[1:])):
+            raise UserError(f"{given[0]} names its model already: leave --model away, or start from --config FILE")
         given = experiment_arguments(given[0]) + given[1:]
     elif given and given[0].split("=")[0] == "--run":
         folder, rest = _take_value(given)

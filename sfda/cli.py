@@ -24,6 +24,9 @@ Source-free domain adaptation of semantic segmentation.
   sfda validate EXPERIMENT [OPTIONS]   score a model as it is, for example streets/source_only
   sfda validate --run DIR              score the selected checkpoint of a run
   sfda compare CONFIG --out DIR        run experiments side by side and print their table
+  sfda predict --run DIR --images PATH --out DIR
+                                       label maps, overlays and confidence of images of your own
+  sfda data check --config FILE        open every file of a data config and list all faults
   sfda data streets --out DIR          write the embedded town `streets` to disk
 
   sfda fit --help                      every option of fit and validate (they are LightningCLI's:
@@ -45,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "fit": lambda rest: _train("fit", rest),
         "validate": lambda rest: _train("validate", rest),
         "compare": _compare,
+        "predict": _predict,
         "data": _data,
     }
     if not given or given[0] in ("-h", "--help", "help"):
@@ -102,14 +106,42 @@ def _compare(arguments: list[str]) -> int:
     return compare(options.config, options.out)
 
 
+def _predict(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="sfda predict",
+        description="Label images of your own. For each, OUT holds NAME_trainIds.png (train ids, at the image's size), "
+        "NAME_overlay.png and NAME_confidence.png (white = 1). The same command goes on where it was interrupted.",
+    )
+    parser.add_argument("--run", required=True, type=Path, help="folder of a finished run")
+    parser.add_argument("--images", required=True, type=Path, help="an image, or a folder of images at any depth")
+    parser.add_argument("--out", required=True, type=Path, help="folder of the predictions, of this checkpoint alone")
+    parser.add_argument("--checkpoint", type=Path, help="default: selected.ckpt of the run")
+    parser.add_argument(
+        "--label-ids",
+        action="store_true",
+        help="write only NAME_labelIds.png with the label ids of Cityscapes, as its official evaluation reads them",
+    )
+    options = parser.parse_args(arguments)
+
+    from sfda.predict import predict
+
+    return predict(options.run, options.images, options.out, options.checkpoint, label_ids=options.label_ids)
+
+
 def _data(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="sfda data", description="Data sets on disk.")
     commands = parser.add_subparsers(dest="command", required=True)
+    check = commands.add_parser("check", help="open every file of a data config and list all faults")
+    check.add_argument("--config", required=True, help="data/streets.yaml, an experiment's base.yaml, a run's config")
     streets = commands.add_parser("streets", help="write the embedded town in the layouts of the real data sets")
     streets.add_argument("--out", required=True, type=Path, help="folder for gta5/, synthia/ and cityscapes/")
     streets.add_argument("--height", type=int, default=128)
     streets.add_argument("--width", type=int, default=256)
     options = parser.parse_args(arguments)
+    if options.command == "check":
+        from sfda.data.check import check as check_data
+
+        return check_data(options.config)
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
     from sfda.data.streets import write_streets

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 import os
 import pkgutil
@@ -15,7 +16,7 @@ from typing import Any, TextIO
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import yaml
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -58,6 +59,7 @@ def run(subcommand: str, arguments: Sequence[str]) -> None:
     warnings.showwarning = _show_warning
     for module in pkgutil.iter_modules(sfda.methods.__path__):  # so that `--model AdaBN` finds its class
         importlib.import_module(f"{sfda.methods.__name__}.{module.name}")
+    arguments = complete_fragments(arguments)
     sys.argv[1:] = [subcommand, *arguments]  # what Lightning's launcher starts further ranks with
     try:
         CommandLine(
@@ -75,6 +77,45 @@ def run(subcommand: str, arguments: Sequence[str]) -> None:
         if (reason := _user_error_behind(error)) is None:
             raise
         raise reason from error
+
+
+def complete_fragments(arguments: Sequence[str]) -> list[str]:
+    """Behind every ``--model FILE`` and ``--data FILE``, the defaults of what the file leaves open.
+
+    Given over another fragment of its class, a file would otherwise keep that one's values wherever it is silent.
+    """
+    completed: list[str] = []
+    for before, word in zip(["", *arguments], arguments, strict=False):
+        completed.append(word)
+        if before in ("--model", "--data") and word.endswith((".yaml", ".yml", ".json")):
+            for name, default in _left_open(Path(word)).items():
+                completed += [
+                    f"{before}.init_args.{name}",
+                    default if isinstance(default, str) else json.dumps(default),
+                ]
+    return completed
+
+
+def _left_open(fragment: Path) -> dict[str, Any]:
+    """Options, with their defaults, that a fragment of a class does not name."""
+    content = yaml.safe_load(fragment.read_text(encoding="utf-8"))
+    if not isinstance(content, dict) or "class_path" not in content:
+        raise UserError(f"{fragment}: a model or data file begins with class_path, then init_args")
+    parser = ArgumentParser()
+    parser.add_class_arguments(_import(content["class_path"], fragment), "options")
+    named = content.get("init_args") or {}
+    optional = {action.dest.split(".")[1] for action in parser._actions if "." in action.dest and not action.required}
+    defaults = parser.get_defaults().options.as_dict()
+    return {name: value for name, value in defaults.items() if name in optional - {*named, "num_classes"}}
+
+
+def _import(class_path: str, fragment: Path) -> type:
+    module, _, name = class_path.rpartition(".")
+    try:
+        found: type = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"{fragment}: class_path {class_path} cannot be imported: {error}") from error
+    return found
 
 
 class CommandLine(LightningCLI):

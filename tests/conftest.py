@@ -8,10 +8,10 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from tiny_runs import tiny_arguments
 
 from sfda.cli import main
 from sfda.data.streets import write_streets
+from tiny_runs import tiny_arguments
 
 
 def _one_rank(rank: int, function: Callable[[int], Any], folder: Path) -> None:

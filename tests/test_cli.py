@@ -7,9 +7,9 @@ import time
 
 import pytest
 import torch
-from tiny_runs import tiny_arguments
 
 from sfda.cli import HELP, main
+from tiny_runs import tiny_arguments
 
 
 def run_python(code: str) -> str:

@@ -87,7 +87,9 @@ def _run(console: Console, arguments: Sequence[str], log: Path, title: str) -> N
     Raises:
         UserError: it failed; the end of its log is in the message.
     """
-    console.print(Text("$ sfda " + shlex.join(arguments).replace(" --then ", " --then \\\n    "), style="cyan"))
+    console.print(
+        Text("$ sfda " + shlex.join(arguments).replace(" --then ", " --then \\\n    "), style="cyan"), soft_wrap=True
+    )
     log.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
 from sfda.data.errors import BadList, DuplicateName, EmptyFolder, MissingLabels, MissingRoot
 from sfda.errors import UserError
 
 Split = Literal["train", "val"]
+Report = Callable[[UserError], None]
 
 _IMAGE_TYPES = (".png", ".jpg", ".jpeg")
 _VAL_SHARE = 0.1
@@ -88,10 +90,26 @@ def _places(domain: Domain, split: Split) -> tuple[_Place, _Place]:
     return _Place(Path(images)), _Place(Path(labels), types=labels_only)
 
 
-def read_pairs(domain: Domain, split: Split, with_labels: bool) -> list[Pair]:
+def label_folder(domain: Domain, split: Split) -> Path:
+    """Where the labels of a split have their place."""
+    return Path(domain.root).expanduser() / _places(domain, split)[1].folder
+
+
+def _raise(fault: UserError) -> NoReturn:
+    raise fault
+
+
+def read_pairs(domain: Domain, split: Split, with_labels: bool, report: Report = _raise) -> list[Pair]:
     """The images of a split in natural order of their names, with the paths of their labels if these are asked for.
 
     A label that is missing for some images only is left to the reader of that pair.
+
+    Args:
+        domain: The data set.
+        split: Its part.
+        with_labels: Whether labels are asked for.
+        report: Told of faults that leave other pairs usable: no labels at all, names that stand twice, names in a list
+            without an image. Default: they are raised like the rest.
 
     Raises:
         MissingRoot: the root or its image folder does not exist.
@@ -104,12 +122,12 @@ def read_pairs(domain: Domain, split: Split, with_labels: bool) -> list[Pair]:
     _check_options(domain)
     root = Path(domain.root).expanduser()
     images, labels = _places(domain, split)
-    found = _find_images(root, images, labels)
+    found = _find_images(root, images, labels, report)
     if domain.layout in ("gta5", "synthia"):
-        found = {name: found[name] for name in _names_of_split(domain, root, split, set(found))}
+        found = {name: found[name] for name in _names_of_split(domain, root, split, set(found), report)}
     if not found:
         raise EmptyFolder(f"{root}: the split `{split}` is empty; name its images in {root / f'{split}.txt'}")
-    label_paths = _find_labels(root, images, labels, found) if with_labels else {}
+    label_paths = _find_labels(root, images, labels, found, report) if with_labels else {}
     return [Pair(name, found[name], label_paths.get(name)) for name in sorted(found, key=_natural)]
 
 
@@ -137,7 +155,7 @@ def _children(folder: Path) -> Iterator[Path]:
     return (path for path in sorted(folder.iterdir()) if not path.name.startswith("."))
 
 
-def _files_by_name(folder: Path, place: _Place) -> dict[str, Path]:
+def _files_by_name(folder: Path, place: _Place, report: Report) -> dict[str, Path]:
     folders = [city for city in _children(folder) if city.is_dir()] if place.by_city else [folder]
     found: dict[str, Path] = {}
     for path in (path for parent in folders for path in _children(parent)):
@@ -145,12 +163,12 @@ def _files_by_name(folder: Path, place: _Place) -> dict[str, Path]:
             continue
         name = path.stem[: len(path.stem) - len(place.suffix)]
         if name in found:
-            raise DuplicateName(f"{found[name]} and {path} have one name, {name!r}: keep one of them")
+            report(DuplicateName(f"{found[name]} and {path} have one name, {name!r}: keep one of them"))
         found[name] = path
     return found
 
 
-def _find_images(root: Path, images: _Place, labels: _Place) -> dict[str, Path]:
+def _find_images(root: Path, images: _Place, labels: _Place, report: Report) -> dict[str, Path]:
     folder = root / images.folder
     if not root.is_dir():
         raise MissingRoot(
@@ -161,7 +179,7 @@ def _find_images(root: Path, images: _Place, labels: _Place) -> dict[str, Path]:
         raise MissingRoot(
             f"{folder}: no such folder, and images are expected there{_likely_root(root, images, labels)}"
         )
-    if found := _files_by_name(folder, images):
+    if found := _files_by_name(folder, images, report):
         return found
     pattern = f"{'<city>/' if images.by_city else ''}*{images.suffix}"
     message = f"{folder}: no image {pattern} ({', '.join(images.types)}) in it"
@@ -187,30 +205,35 @@ def _other_folders(folder: Path, label_folder: Path) -> Iterator[Path]:
     return (path for path in _children(folder) if not label_folder.is_relative_to(path) and path.is_dir())
 
 
-def _find_labels(root: Path, images: _Place, labels: _Place, wanted: dict[str, Path]) -> dict[str, Path]:
+def _find_labels(
+    root: Path, images: _Place, labels: _Place, wanted: dict[str, Path], report: Report
+) -> dict[str, Path]:
     folder = root / labels.folder
-    found = _files_by_name(folder, labels) if folder.is_dir() else {}
+    found = _files_by_name(folder, labels, report) if folder.is_dir() else {}
     expected = {
         name: folder / image.parent.relative_to(root / images.folder) / f"{name}{labels.suffix}.png"
         for name, image in wanted.items()
     }
     if not wanted.keys() & found.keys():
         example = next(iter(expected.values()))
-        raise MissingLabels(
-            f"{folder}: no label for any of the {len(wanted)} images; labels are PNG files with the images' names, "
-            f"such as {example}"
+        report(
+            MissingLabels(
+                f"{folder}: no label for any of the {len(wanted)} images; labels are PNG files with the images' names, "
+                f"such as {example}"
+            )
         )
+        return {}
     return expected | {name: found[name] for name in wanted.keys() & found.keys()}
 
 
-def _names_of_split(domain: Domain, root: Path, split: Split, names: set[str]) -> Iterable[str]:
+def _names_of_split(domain: Domain, root: Path, split: Split, names: set[str], report: Report) -> Iterable[str]:
     lists = {
         "train": Path(domain.train_list).expanduser() if domain.train_list else root / "train.txt",
         "val": Path(domain.val_list).expanduser() if domain.val_list else root / "val.txt",
     }
     given = {"train": domain.train_list, "val": domain.val_list}
     if given[split] or lists[split].is_file():
-        return _names_in_list(lists[split], names)
+        return _names_in_list(lists[split], names, report)
     if any(given.values()) or any(path.is_file() for path in lists.values()):
         raise BadList(
             f"{root}: there is a list of names, but none for `{split}`, and a split by hash could overlap with it; "
@@ -224,7 +247,7 @@ def _is_val(name: str) -> bool:
     return int.from_bytes(digest[:8], "big") < _VAL_SHARE * 2**64
 
 
-def _names_in_list(path: Path, names: set[str]) -> list[str]:
+def _names_in_list(path: Path, names: set[str], report: Report) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -234,11 +257,13 @@ def _names_in_list(path: Path, names: set[str]) -> list[str]:
     if not stems:
         raise BadList(f"{path}: the list is empty; write one name a line, such as {min(names)}")
     if missing := [stem for stem in stems if stem not in names]:
-        raise BadList(
-            f"{path}: {len(missing)} of {len(stems)} names have no image, the first being {missing[0]!r}; "
-            f"the images have names such as {min(names)!r}"
+        report(
+            BadList(
+                f"{path}: {len(missing)} of {len(stems)} names have no image, the first being {missing[0]!r}; "
+                f"the images have names such as {min(names)!r}"
+            )
         )
-    if len(set(stems)) != len(stems):
-        twice = next(stem for stem in stems if stems.count(stem) > 1)
-        raise DuplicateName(f"{path}: names {twice!r} twice")
-    return stems
+    for stem, count in Counter(stems).items():
+        if count > 1:
+            report(DuplicateName(f"{path}: names {stem!r} twice"))
+    return [stem for stem in stems if stem in names]

@@ -22,7 +22,7 @@ from sfda.data.label_spaces import (
 from sfda.data.layouts import Domain, Split, read_pairs
 from sfda.errors import UserError
 
-__all__ = ["FAULT", "Domain", "Sample", "SegmentationSet", "labels_in"]
+__all__ = ["FAULT", "Domain", "Sample", "SegmentationSet", "class_set_of_files", "labels_in", "read_label"]
 
 FAULT = 254
 """Entry of a lookup table for values that have no meaning in the data set: a class set has at most 254 classes."""
@@ -61,14 +61,19 @@ def labels_in(domain: Domain, wanted: ClassSet) -> Lookup:
     Raises:
         UserError: a `folder` does not say what its values mean, or the two class sets have nothing in common.
     """
-    own = _class_set_of_files(domain)
+    own = class_set_of_files(domain)
     table = np.full(2**16, FAULT, dtype=np.uint8)
     table[list(own.ignore)] = IGNORE
     table[list(own.ids)] = index_map(own, wanted)[list(own.ids.values())]
     return table
 
 
-def _class_set_of_files(domain: Domain) -> ClassSet:
+def class_set_of_files(domain: Domain) -> ClassSet:
+    """The class set in which the label files of `domain` are written.
+
+    Raises:
+        UserError: a `folder` does not say which, or its class set cannot be read.
+    """
     if domain.layout == "synthia":
         return _SYNTHIA
     if domain.layout != "folder":
@@ -109,28 +114,45 @@ class SegmentationSet:
         pair = self.pairs[index]
         try:
             image = read_image(pair.image)
-            label = None if pair.label is None else self._read_label(pair.label, image.shape[:2])
+            label = None
+            if pair.label is not None:
+                assert self._table is not None
+                label = read_label(pair.label, self.domain, self._table, image.shape[:2])
         except UnreadableFile as error:
             raise BadPair(pair.name, error.path, error.reason) from error
         return Sample(pair.name, image, label)
 
-    def _read_label(self, path: Path, size: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-        values = read_label_values(path, red_channel=self.domain.layout == "synthia")
-        if values.shape != size:
-            raise UnreadableFile(
-                path, f"image {_size(size)} and label {_size(values.shape)} (height x width) differ in size"
-            )
-        assert self._table is not None
-        label = self._table[values]
-        if (label == FAULT).any():
-            raise UnreadableFile(path, self._value_fault(np.unique(values[label == FAULT])))
-        return label
 
-    def _value_fault(self, values: npt.NDArray[np.integer]) -> str:
-        shown = ", ".join(map(str, values[:5])) + (", …" if len(values) > 5 else "")
-        if self.domain.layout == "folder":
-            return f"values without a class: {shown}; add them to `ids` or `ignore` of {self.domain.classes}"
-        return f"values that `{self.domain.layout}` does not have: {shown}; is this its label file, unconverted?"
+def read_label(
+    path: Path, domain: Domain, table: Lookup, image_size: tuple[int, ...] | None = None
+) -> npt.NDArray[np.uint8]:
+    """One label map: (H, W) uint8, values looked up in the `table` of `labels_in`.
+
+    Args:
+        path: The label file.
+        domain: The data set it belongs to.
+        table: Value → index in the wanted class set.
+        image_size: (H, W) of the image, which the label must share; None where it is not known.
+
+    Raises:
+        UnreadableFile: it cannot be decoded, has another size than its image, or values without a meaning.
+    """
+    values = read_label_values(path, red_channel=domain.layout == "synthia")
+    if image_size is not None and values.shape != image_size:
+        raise UnreadableFile(
+            path, f"image {_size(image_size)} and label {_size(values.shape)} (height x width) differ in size"
+        )
+    label = table[values]
+    if (label == FAULT).any():
+        raise UnreadableFile(path, _value_fault(domain, np.unique(values[label == FAULT])))
+    return label
+
+
+def _value_fault(domain: Domain, values: npt.NDArray[np.integer]) -> str:
+    shown = ", ".join(map(str, values[:5])) + (", …" if len(values) > 5 else "")
+    if domain.layout == "folder":
+        return f"values without a class: {shown}; add them to `ids` or `ignore` of {domain.classes}"
+    return f"values that `{domain.layout}` does not have: {shown}; is this its label file, unconverted?"
 
 
 def _size(shape: tuple[int, ...]) -> str:

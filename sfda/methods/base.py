@@ -90,6 +90,15 @@ class Method(L.LightningModule, ABC):
             )
         load_source_network(self.network, self.source_checkpoint, self.hparams)
 
+    def adapt_online(self, images: Tensor) -> None:
+        """Called after each target batch was predicted, in `sfda validate` only; here nothing happens.
+
+        Online methods update themselves here. No labels are handed over, and the batch has already been scored.
+
+        Args:
+            images: (B, 3, H, W) RGB in [0, 1].
+        """
+
     # ------------------------------------------------------------------ prediction
 
     def single_view_probabilities(self, images: Tensor, size: tuple[int, int]) -> Tensor:
@@ -174,12 +183,14 @@ class Method(L.LightningModule, ABC):
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Score a batch; the probabilities go to whoever draws them."""
-        metrics = list(self.domain_metrics.values())[dataloader_idx]
+        domain, metrics = list(self.domain_metrics.items())[dataloader_idx]
         assert isinstance(metrics, SegmentationMetrics)
         label = batch.get("label")
         size = None if label is None else (label.shape[-2], label.shape[-1])
         probabilities = self.score_probabilities(self.predict_probabilities(batch["image"], size))
         metrics.update(probabilities, label)
+        if domain == "target" and self.trainer.state.fn == "validate":
+            self.adapt_online(batch["image"])
         return probabilities
 
     def on_validation_epoch_end(self) -> None:

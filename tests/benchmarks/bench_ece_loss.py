@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from report import milliseconds, row
 
+from report import milliseconds, row
 from sfda.losses.calibration import classwise_ece
 
 CLASSES, BINS, TEMPERATURE = 19, 10, 1e-5

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from report import milliseconds, row
 from torchmetrics.classification import MulticlassCalibrationError, MulticlassConfusionMatrix
 
+from report import milliseconds, row
 from sfda.metrics.segmentation import SegmentationMetrics
 
 CLASSES = 19

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import yaml
 from rich.console import Console
-from tiny_runs import NETWORK
 
 from sfda.compare.plan import make_stage, plan, read_comparison
 from sfda.compare.run import compare
 from sfda.compare.table import as_table, write_results
 from sfda.errors import UserError
+from tiny_runs import NETWORK
 
 HEAD = ["experiment", "method", "seed", "source", "target", "class_set", "views", "network", "source_free"]
 HEAD += ["labels_read", "selected_by", "selected_step"]

@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from tiny_files import write_folder
 
 from sfda.data.datamodule import DomainAdaptationDataModule
 from sfda.data.datasets import collate
 from sfda.data.errors import BadPair
 from sfda.data.readers import Domain
 from sfda.errors import UserError
+from tiny_files import write_folder
 
 
 class Reader(torch.nn.Module):

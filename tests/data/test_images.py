@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tiny_files import SIZE
 
 from sfda.data.errors import UnreadableFile
 from sfda.data.images import read_image, read_label_values
+from tiny_files import SIZE
 
 
 @pytest.fixture

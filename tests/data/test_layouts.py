@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_files import SIZE, save, write_cityscapes, write_gta5, write_synthia
 
 from sfda.data.errors import BadList, DuplicateName, EmptyFolder, MissingLabels, MissingRoot
 from sfda.data.layouts import Domain, read_pairs
 from sfda.errors import UserError
+from tiny_files import SIZE, save, write_cityscapes, write_gta5, write_synthia
 
 BLACK = np.zeros((*SIZE, 3), np.uint8)
 

@@ -14,16 +14,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tiny_files import (
-    FOLDER_CLASSES,
-    SIZE,
-    png16,
-    save,
-    write_cityscapes,
-    write_folder,
-    write_gta5,
-    write_synthia,
-)
 from torch._utils import ExceptionWrapper
 
 from sfda.data.errors import (
@@ -37,6 +27,16 @@ from sfda.data.label_spaces import CITYSCAPES19, SYNTHIA13, SYNTHIA16, ClassSet,
 from sfda.data.layouts import read_pairs
 from sfda.data.readers import FAULT, Domain, SegmentationSet, labels_in
 from sfda.errors import UserError
+from tiny_files import (
+    FOLDER_CLASSES,
+    SIZE,
+    png16,
+    save,
+    write_cityscapes,
+    write_folder,
+    write_gta5,
+    write_synthia,
+)
 
 CAMVID = """\
 names: [sky, building, pole, road, pavement, tree, sign, fence, car, pedestrian, bicyclist]

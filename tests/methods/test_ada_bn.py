@@ -3,11 +3,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from tiny_runs import tiny_arguments
 
 from sfda.data.label_spaces import CITYSCAPES19
 from sfda.data.readers import Domain, SegmentationSet
 from sfda.methods.ada_bn import ALPHAS
+from tiny_runs import tiny_arguments
 
 pytestmark = pytest.mark.medium
 

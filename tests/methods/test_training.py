@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from tiny_runs import NETWORK, tiny_arguments
 
 from sfda.losses.cross_entropy import cross_entropy
 from sfda.methods.source_training import SourceTraining
 from sfda.methods.target_oracle import TargetOracle
+from tiny_runs import NETWORK, tiny_arguments
 
 
 def test_cross_entropy_is_the_mean_over_labelled_pixels():

@@ -1,0 +1,70 @@
+"""What a YAML file says about the data, read without torch and without making a DataModule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sfda.arguments import find_fragment
+from sfda.data.layouts import Domain
+from sfda.errors import UserError
+
+
+def data_options(name: str) -> dict[str, Any]:
+    """The DataModule's `init_args` in a data fragment, an experiment's ``base.yaml`` or a run's ``config.yaml``.
+
+    Args:
+        name: The file, or its name among the project's own configs.
+
+    Raises:
+        UserError: no such file, no YAML, or nothing about data in it.
+    """
+    path = find_fragment(name)
+    content = _read(path)
+    data = content.get("data", content)
+    if isinstance(data, str):  # LightningCLI, too, reads it relative to the file in which it stands
+        path = path.parent / data
+        data = _read(path)
+    options = data.get("init_args") if isinstance(data, dict) else None
+    if not isinstance(options, dict) or not options.get("target"):
+        raise UserError(
+            f"{path}: names no `target` domain; give a data fragment such as data/streets.yaml, "
+            "an experiment's base.yaml, or the config.yaml of a run"
+        )
+    return options
+
+
+def domains_of(options: Mapping[str, Any]) -> dict[str, Domain]:
+    """The configured domains by name, `source` (where there is one) before `target`.
+
+    Raises:
+        UserError: a domain has unknown options, or lacks one.
+    """
+    return {name: _domain(name, options[name]) for name in ("source", "target") if options.get(name)}
+
+
+def _domain(name: str, given: Any) -> Domain:
+    known = [field.name for field in fields(Domain)]
+    if not isinstance(given, dict):
+        raise UserError(f"`{name}` must be a mapping with `layout` and `root`, not {given!r}")
+    if unknown := [key for key in given if key not in known]:
+        raise UserError(f"`{name}` has unknown options {unknown}; known are {', '.join(known)}")
+    if missing := [key for key in ("layout", "root") if given.get(key) is None]:
+        raise UserError(f"`{name}` lacks {' and '.join(missing)}")
+    if wrong := [key for key, value in given.items() if not isinstance(value, str | None)]:
+        raise UserError(f"`{name}` has options that are no text: {', '.join(wrong)}")
+    return Domain(**given)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read as YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a config, it holds no mapping")
+    return content

@@ -1,0 +1,274 @@
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import chisquare
+
+from sfda.errors import UserError
+from sfda.networks.build import build_network
+from sfda.networks.label_calibration_head import (
+    LabelCalibrationHead,
+    UniformSample,
+    fit_temperature,
+    prototype_sums,
+    prototypes_from_sums,
+    sum_over_ranks,
+)
+
+examples = settings(deadline=None, max_examples=25)
+
+
+def random_probabilities(seed, *shape, sharpness=3.0, dim=1):
+    generator = torch.Generator().manual_seed(seed)
+    return (sharpness * torch.randn(*shape, generator=generator, dtype=torch.float64)).softmax(dim)
+
+
+def distances(pixels, prototypes):
+    """Squared Euclidean distances of (N, C) vectors to (C, C) prototypes, one by one."""
+    return np.array([[((p - q) ** 2).sum() for q in prototypes] for p in pixels])
+
+
+def flat(probabilities):
+    """(B, C, H, W) → (N, C)."""
+    return probabilities.numpy().transpose(0, 2, 3, 1).reshape(-1, probabilities.shape[1])
+
+
+def loop_prototypes(pixels, gamma):
+    num_classes = pixels.shape[1]
+    prototypes = np.eye(num_classes)
+    for c in range(num_classes):
+        weighted = [(p.max() ** gamma, p) for p in pixels if p.argmax() == c]
+        if weighted:
+            prototypes[c] = sum(w * p for w, p in weighted) / sum(w for w, _ in weighted)
+    return prototypes
+
+
+# --------------------------------------------------------------------- the convolution
+
+
+@examples
+@given(num_classes=st.integers(2, 40), temperature=st.floats(0.01, 10), seed=st.integers(0, 10_000))
+def test_the_convolution_is_the_softmax_of_distances(num_classes, temperature, seed):
+    prototypes = random_probabilities(seed, num_classes, num_classes)
+    probabilities = random_probabilities(seed + 1, 2, num_classes, 4, 5)
+    head = LabelCalibrationHead(num_classes).double()
+    head.set_prototypes(prototypes, temperature)
+    got = flat(head(probabilities))
+    squared = distances(flat(probabilities), prototypes.numpy())
+    nearest = squared[np.arange(len(squared)), got.argmax(1)]
+    np.testing.assert_allclose(nearest, squared.min(1), atol=1e-10)
+    exponentials = np.exp(-(squared - squared.min(1, keepdims=True)) / temperature)
+    np.testing.assert_allclose(got, exponentials / exponentials.sum(1, keepdims=True), atol=1e-9)
+    assert head.temperature == pytest.approx(temperature, rel=1e-9)
+    torch.testing.assert_close(head.prototypes, prototypes)
+
+
+@examples
+@given(num_classes=st.integers(2, 40), seed=st.integers(0, 10_000))
+def test_a_new_head_predicts_what_the_network_does(num_classes, seed):
+    probabilities = random_probabilities(seed, 2, num_classes, 4, 5).float()
+    head = LabelCalibrationHead(num_classes)
+    chosen = probabilities.gather(1, head(probabilities).argmax(1, keepdim=True))[:, 0]
+    torch.testing.assert_close(chosen, probabilities.amax(1), atol=1e-6, rtol=0)
+    spread = torch.full((1, num_classes, 1, 1), 0.2 / (num_classes - 1))
+    spread[:, 0] = 0.8
+    assert head(spread).amax().item() == pytest.approx(0.8, abs=1e-5)
+    head.set_prototypes(random_probabilities(seed, num_classes, num_classes), 0.1)
+    head.reset()
+    torch.testing.assert_close(head.prototypes, torch.eye(num_classes).double(), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("fault", [1e-5, math.nan])
+def test_prototypes_that_do_not_sum_to_one_are_refused(fault):
+    prototypes = torch.eye(4).double()
+    prototypes[2, 1] += fault
+    with pytest.raises(UserError, match=r"classes \[2\]"):
+        LabelCalibrationHead(4).set_prototypes(prototypes, 1.0)
+
+
+def test_half_precision_is_raised():
+    head = LabelCalibrationHead(5)
+    head.set_prototypes(random_probabilities(0, 5, 5), 0.02)
+    probabilities = random_probabilities(1, 2, 5, 6, 7).float()
+    expected = head(probabilities)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(head(probabilities), expected)
+    assert head(probabilities.bfloat16()).dtype == torch.float32
+
+
+@pytest.mark.medium
+def test_exported_behind_a_segmenter():
+    head = LabelCalibrationHead(6)
+    head.set_prototypes(random_probabilities(0, 6, 6), 0.1)
+    segmenter = torch.nn.Sequential(build_network("tiny_network.build", 6), torch.nn.Softmax(1), head).eval()
+    exported = torch.export.export(segmenter, (torch.rand(1, 3, 16, 24),)).module()
+    images = torch.rand(1, 3, 16, 24)
+    assert torch.equal(exported(images), segmenter(images))
+
+
+def test_saved_and_loaded(tmp_path):
+    head, again = LabelCalibrationHead(6), LabelCalibrationHead(6)
+    head.set_prototypes(random_probabilities(0, 6, 6), 0.1)
+    torch.save(head.state_dict(), tmp_path / "head.pt")
+    again.load_state_dict(torch.load(tmp_path / "head.pt", weights_only=True))
+    probabilities = random_probabilities(1, 2, 6, 6, 7).float()
+    assert torch.equal(head(probabilities), again(probabilities))
+
+
+# --------------------------------------------------------------------- prototypes
+
+
+@examples
+@given(
+    num_classes=st.integers(2, 12),
+    gamma=st.sampled_from([0.0, 0.5, 1.0, 3.0]),
+    images=st.integers(1, 3),
+    seed=st.integers(0, 10_000),
+)
+def test_prototypes_are_weighted_means(num_classes, gamma, images, seed):
+    probabilities = random_probabilities(seed, images, num_classes, 5, 6)
+    sums = sum(prototype_sums(image[None], gamma) for image in probabilities)
+    prototypes = prototypes_from_sums(sums)
+    np.testing.assert_allclose(prototypes, loop_prototypes(flat(probabilities), gamma), atol=1e-12)
+    np.testing.assert_allclose(prototypes.sum(1), 1, atol=1e-12)
+    predicted = flat(probabilities).argmax(1)
+    np.testing.assert_array_equal(sums[:, -1], np.bincount(predicted, minlength=num_classes))
+
+
+def test_gamma_zero_is_the_plain_mean():
+    probabilities = random_probabilities(0, 2, 3, 20, 20)
+    pixels = flat(probabilities)
+    prototypes = prototypes_from_sums(prototype_sums(probabilities, gamma=0.0))
+    for c in range(3):
+        np.testing.assert_allclose(prototypes[c], pixels[pixels.argmax(1) == c].mean(0), atol=1e-12)
+
+
+def test_a_class_that_is_never_predicted_keeps_its_one_hot_vector():
+    probabilities = random_probabilities(0, 1, 3, 8, 8)
+    probabilities = torch.cat([probabilities * 0.99, torch.full((1, 1, 8, 8), 0.01)], dim=1)  # class 3 never wins
+    prototypes = prototypes_from_sums(prototype_sums(probabilities))
+    assert prototypes[3].tolist() == [0, 0, 0, 1]
+    assert prototypes[:3, 3].tolist() == pytest.approx([0.01] * 3)
+
+
+def test_many_pixels_lose_no_digits():
+    """More pixels than a chunk holds, in float32, against float64 sums without chunks."""
+    probabilities = random_probabilities(0, 1, 4, 300, 400).float()
+    pixels = flat(probabilities).astype(np.float64)
+    sums = prototype_sums(probabilities)
+    for c in range(4):
+        of_class = pixels[pixels.argmax(1) == c]
+        np.testing.assert_allclose(sums[c, :4], (of_class.max(1, keepdims=True) * of_class).sum(0), rtol=1e-12)
+    np.testing.assert_allclose(prototypes_from_sums(sums).sum(1), 1, atol=1e-7)
+
+
+def test_forgetting_for_long_does_not_spoil_a_prototype():
+    sums = prototype_sums(random_probabilities(0, 1, 3, 8, 8))
+    for _ in range(3000):
+        sums[1] *= 0.5
+        prototypes = prototypes_from_sums(sums)
+        assert (prototypes.sum(1) - 1).abs().max() < 1e-9
+    assert prototypes[1].tolist() == [0, 1, 0]
+
+
+# --------------------------------------------------------------------- temperature
+
+
+@examples
+@given(num_classes=st.integers(2, 19), sharpness=st.floats(1, 6), seed=st.integers(0, 10_000))
+def test_the_temperature_keeps_the_mean_confidence(num_classes, sharpness, seed):
+    probabilities = random_probabilities(seed, 2, num_classes, 20, 20, sharpness=sharpness)
+    prototypes = prototypes_from_sums(prototype_sums(probabilities))
+    sample = torch.from_numpy(flat(probabilities))
+    temperature = fit_temperature(sample, prototypes)
+    squared = distances(sample.numpy(), prototypes.numpy())
+    confidence = 1 / np.exp(-(squared - squared.min(1, keepdims=True)) / temperature).sum(1)
+    assert confidence.mean() == pytest.approx(sample.amax(1).mean().item(), abs=1e-4)
+
+
+def test_a_mean_confidence_that_no_temperature_keeps():
+    assert fit_temperature(torch.eye(3), torch.eye(3)) == pytest.approx(1e-4, rel=1e-6)  # certain of everything
+    assert fit_temperature(torch.full((5, 3), 1 / 3), torch.eye(3)) > 0
+
+
+def test_two_processes_equal_one(on_two_ranks):
+    batches = [random_probabilities(seed, 2, 5, 8, 9) for seed in range(4)]
+
+    def fit(mine, sample):
+        sums = torch.zeros(5, 7, dtype=torch.float64)
+        for batch in mine:
+            sums += prototype_sums(batch)
+            sample.add(batch)
+        prototypes = prototypes_from_sums(sum_over_ranks(sums))
+        return prototypes, torch.tensor(fit_temperature(sample.vectors, prototypes), dtype=torch.float64)
+
+    # Large enough for all pixels, so that the samples are the same.
+    alone = fit(batches, UniformSample(1000, (0, 0)))
+    first, second = on_two_ranks(lambda rank: fit(batches[rank::2], UniformSample(500, (0, rank))))
+    for ours, one, other in zip(alone, first, second, strict=True):
+        assert torch.equal(one, other)
+        torch.testing.assert_close(one, ours, rtol=1e-9, atol=1e-12)
+
+
+# --------------------------------------------------------------------- the sample
+
+
+def numbered_stream(batch_sizes):
+    """Batches (1, 2, 1, n) whose first channel numbers the pixels of the stream."""
+    start = 0
+    for size in batch_sizes:
+        number = torch.arange(start, start + size, dtype=torch.float32)
+        yield torch.stack([number, torch.ones(size)])[None, :, None]
+        start += size
+
+
+def drawn(batch_sizes, capacity, seed):
+    sample = UniformSample(capacity, (seed,))
+    for batch in numbered_stream(batch_sizes):
+        sample.add(batch)
+    return sample.vectors[:, 0].int().tolist()
+
+
+@pytest.mark.parametrize("batch_sizes", [[40], [10, 10, 10, 10], [1, 3, 29, 7]])
+def test_every_pixel_is_equally_likely_to_be_in_the_sample(batch_sizes):
+    runs, capacity = 1500, 8
+    counts = Counter()
+    for seed in range(runs):
+        numbers = drawn(batch_sizes, capacity, seed)
+        assert len(set(numbers)) == capacity  # without replacement
+        counts.update(numbers)
+    observed = [counts[number] for number in range(40)]
+    # Drawn without replacement, so the true statistic is a little smaller than a chi-square.
+    assert chisquare(observed).pvalue > 1e-3
+    assert abs(sum(n for n in range(20) for _ in range(counts[n])) / (runs * capacity) - 19 * 20 / 2 / 40) < 0.2
+
+
+@examples
+@given(sizes=st.lists(st.integers(1, 50), min_size=1, max_size=6), capacity=st.integers(1, 60))
+def test_the_sample_keeps_its_size(sizes, capacity):
+    sample = UniformSample(capacity, (0,))
+    seen = 0
+    for batch in numbered_stream(sizes):
+        sample.add(batch)
+        seen += batch.shape[-1]
+        assert sample.vectors.shape == (min(capacity, seen), 2)
+    assert set(sample.vectors[:, 0].tolist()) <= set(range(seen))
+
+
+def test_the_sample_is_that_of_its_seed():
+    assert drawn([30, 30], 10, 1) == drawn([30, 30], 10, 1) != drawn([30, 30], 10, 2)
+
+
+def test_vectors_of_the_sample_are_those_of_pixels():
+    probabilities = random_probabilities(0, 3, 4, 5, 6)
+    sample = UniformSample(20, (0,))
+    sample.add(probabilities)
+    pixels = {tuple(pixel) for pixel in flat(probabilities)}
+    assert {tuple(vector) for vector in sample.vectors.numpy()} <= pixels
+    sample.clear()
+    sample.add(probabilities)
+    assert sample.vectors.shape == (20, 4)

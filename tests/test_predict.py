@@ -1,0 +1,279 @@
+"""`sfda predict`: what it writes, that it goes on where it stopped, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from sfda.data.label_spaces import CITYSCAPES19, SYNTHIA13, SYNTHIA16, load_class_set
+from sfda.errors import UserError
+from sfda.methods.source_training import SourceTraining
+from sfda.predict import label_ids_of
+
+pytestmark = pytest.mark.medium
+SIZES = {"a.png": (32, 64), "deep/er/b.jpg": (37, 51), "deep/c.PNG": (40, 30)}
+
+
+@pytest.fixture
+def photos(tmp_path, town) -> Path:
+    """Crops and enlargements of the town, of three sizes, in nested folders."""
+    paths = sorted((town / "cityscapes/leftImg8bit/val").rglob("*.png"))
+    for (name, (height, width)), source in zip(SIZES.items(), paths, strict=False):
+        target = tmp_path / "photos" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(source).resize((width, height)).save(target)
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def predict(sfda, source_model, photos, tmp_path, capsys):
+    """Runs `predict` on the photos; gives the exit status and what was printed."""
+
+    def run(*more: object, run: Path = source_model.parent, images: Path = photos, out: Path | None = None):
+        status = sfda("predict", "--run", run, "--images", images, "--out", out or tmp_path / "out", *more)
+        captured = capsys.readouterr()
+        return status, captured.out + captured.err
+
+    return run
+
+
+def read(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def probabilities(checkpoint: Path, image: np.ndarray, size: tuple[int, int] | None = None) -> np.ndarray:
+    """(C, H, W) of an RGB image (H, W, 3)."""
+    method = SourceTraining.load_from_checkpoint(checkpoint, weights_only=True).eval()
+    pixels = torch.from_numpy(image.astype(np.float32) / 255).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        return method.predict_probabilities(pixels, size)[0].numpy()
+
+
+def test_what_is_written(predict, photos, source_model, tmp_path):
+    status, text = predict()
+    assert status == 0
+    assert text.splitlines()[-1].startswith("3 predicted, 0 there already, 0 unreadable;")
+    out = tmp_path / "out"
+    written = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    stems = [name.rpartition(".")[0] for name in SIZES]
+    kinds = ("trainIds", "overlay", "confidence")
+    assert written == {f"{stem}_{kind}.png" for stem in stems for kind in kinds} | {"classes.yaml", "predict.json"}
+    for name, size in SIZES.items():
+        stem = out / name.rpartition(".")[0]
+        ids, overlay, confidence = (read(stem.with_name(f"{stem.name}_{kind}.png")) for kind in kinds)
+        assert (ids.shape, overlay.shape, confidence.shape) == (size, (*size, 3), size)
+        assert ids.dtype == confidence.dtype == np.uint8
+        if name.endswith("jpg"):
+            continue  # two JPEG decoders may differ
+        image = read(photos / name)
+        expected = probabilities(source_model, image)
+        np.testing.assert_array_equal(ids, expected.argmax(0))
+        assert np.abs(confidence - 255 * expected.max(0)).max() <= 0.51
+        colours = np.array(CITYSCAPES19.colours)[ids]
+        assert np.abs(overlay - (image / 2 + colours / 2)).max() <= 1
+        assert len(np.unique(ids)) > 1
+
+
+def test_the_class_file_reads_the_predictions(predict, tmp_path):
+    predict()
+    classes = load_class_set(str(tmp_path / "out/classes.yaml"))
+    assert (classes.names, classes.colours) == (CITYSCAPES19.names, CITYSCAPES19.colours)
+    assert classes.ids == {index: index for index in range(19)}
+
+
+def test_images_are_brought_to_the_size_of_the_run(predict, source_model, photos, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(source_model.parent, run)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["data"]["init_args"]["size"] = [16, 32]
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert predict(run=run, images=photos / "a.png")[0] == 0
+    image = read(photos / "a.png").astype(int)
+    halved = (image[::2, ::2] + image[1::2, ::2] + image[::2, 1::2] + image[1::2, 1::2] + 2) // 4
+    expected = probabilities(source_model, halved, (32, 64)).argmax(0)
+    np.testing.assert_array_equal(read(tmp_path / "out/a_trainIds.png"), expected)
+    assert "another size" in predict()[1]
+
+
+def test_an_interrupted_call_goes_on(predict, tmp_path, monkeypatch):
+    whole = {path: path.read_bytes() for path in _predictions(predict, tmp_path / "whole")}
+    original, calls = SourceTraining.predict_probabilities, []
+
+    def interrupted(self, images, size=None):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(self, images, size)
+
+    monkeypatch.setattr(SourceTraining, "predict_probabilities", interrupted)
+    assert predict()[0] == 130
+    (done,) = (tmp_path / "out").rglob("*_trainIds.png")
+    done.write_bytes(b"untouched")
+    status, text = predict()
+    assert status == 0
+    assert "2 predicted, 1 there already" in text
+    assert done.read_bytes() == b"untouched"
+    for path, content in whole.items():
+        again = tmp_path / "out" / path.relative_to(tmp_path / "whole")
+        assert again == done or again.read_bytes() == content
+    assert not list((tmp_path / "out").rglob(".*"))
+
+
+def test_an_image_is_done_only_when_all_of_it_is_written(predict, tmp_path, monkeypatch):
+    replace = Path.replace
+
+    def interrupted(self, target):
+        if "confidence" in target.name:
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", interrupted)
+        assert predict()[0] == 130
+    written = {path.name for path in (tmp_path / "out").rglob("*.png") if not path.name.startswith(".")}
+    assert written == {"a_overlay.png"}
+    assert predict()[0] == 0
+    assert len(list((tmp_path / "out").rglob("*.png"))) == 9
+
+
+def _predictions(predict, out: Path) -> list[Path]:
+    assert predict(out=out)[0] == 0
+    return sorted(out.rglob("*.png"))
+
+
+def test_predictions_of_another_checkpoint_are_never_mixed(predict, source_model, tmp_path):
+    predict()
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")}
+    checkpoint = torch.load(source_model, weights_only=True)
+    checkpoint["state_dict"]["network.network.classifier.bias"] += 1
+    torch.save(checkpoint, tmp_path / "other.ckpt")
+    status, text = predict("--checkpoint", tmp_path / "other.ckpt")
+    assert status == 2
+    assert "selected.ckpt with another sha256: choose another --out" in text
+    assert "another kind" in predict("--label-ids")[1]
+    assert before == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")}
+    assert predict("--checkpoint", tmp_path / "other.ckpt", out=tmp_path / "another")[0] == 0
+    (tmp_path / "out/predict.json").unlink()
+    assert "no predict.json says of what" in predict()[1]
+
+
+def test_a_bad_image_is_named_and_left_out(predict, photos, tmp_path):
+    (photos / "deep/cut.png").write_bytes((photos / "a.png").read_bytes()[:-20])
+    (photos / "text.jpg").write_text("hello")
+    status, text = predict()
+    assert status == 1
+    assert f"✗ {photos}/deep/cut.png: the file is cut off" in text
+    assert f"✗ {photos}/text.jpg: " in text
+    assert "3 predicted, 0 there already, 2 unreadable" in text
+    assert len(list((tmp_path / "out").rglob("*_trainIds.png"))) == 3
+    (photos / "text.jpg").unlink()
+    shutil.copy(photos / "a.png", photos / "deep/cut.png")
+    status, text = predict()
+    assert status == 0
+    assert "1 predicted, 3 there already" in text
+
+
+def test_predictions_within_the_folder_of_images_are_no_images(predict, photos):
+    for expected in ("3 predicted", "0 predicted, 3 there already"):
+        status, text = predict(out=photos / "deep/predictions")
+        assert status == 0
+        assert expected in text
+
+
+def test_what_is_refused(predict, photos, source_model, tmp_path):
+    (tmp_path / "empty").mkdir()
+    checkpoint = torch.load(source_model, weights_only=True)
+    for name, path in (("gone.ckpt", "gone.Method"), ("list.ckpt", "builtins.list")):
+        torch.save(
+            {**checkpoint, "hyper_parameters": {**checkpoint["hyper_parameters"], "_class_path": path}}, tmp_path / name
+        )
+    for arguments, places, message in (
+        ((), {"images": tmp_path / "empty"}, "no image (.png, .jpg, .jpeg) there"),
+        ((), {"images": source_model}, "no image"),
+        ((), {"images": tmp_path / "gone"}, "no such file or folder"),
+        ((), {"out": photos}, "another one than that of the images"),
+        ((), {"run": tmp_path / "empty"}, "it has no config.yaml"),
+        (("--checkpoint", tmp_path / "none.ckpt"), {}, "none.ckpt does not exist"),
+        (("--checkpoint", tmp_path / "gone.ckpt"), {}, "gone.Method, which cannot be imported (No module named"),
+        (("--checkpoint", tmp_path / "list.ckpt"), {}, "which is no sfda.methods.base.Method"),
+    ):
+        status, text = predict(*arguments, **places)
+        assert status == 2, message
+        assert message in text
+    shutil.copy(photos / "a.png", photos / "a.jpeg")
+    status, text = predict()
+    assert status == 2
+    assert f"{photos}/a.jpeg and {photos}/a.png would give the same file a_*.png" in text
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_of_other_classes_is_refused(predict, source_model, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(source_model.parent, run)
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("classes: cityscapes19", "classes: synthia16"))
+    assert "predicts 19 classes, the run's `classes` 'synthia16' has 16" in predict(run=run)[1]
+
+
+# ---------------------------------------------------------------- Cityscapes label ids
+
+
+def testlabel_ids_of(predict, town, tmp_path):
+    images = town / "cityscapes/leftImg8bit/val"
+    assert predict(images=images)[0] == 0
+    assert predict("--label-ids", images=images, out=tmp_path / "official")[0] == 0
+    label_of = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
+    expected = {
+        path.relative_to(tmp_path / "out").as_posix().replace("_leftImg8bit_trainIds", "_labelIds"): path
+        for path in (tmp_path / "out").rglob("*_trainIds.png")
+    }
+    written = {
+        path.relative_to(tmp_path / "official").as_posix(): path for path in (tmp_path / "official").rglob("*.png")
+    }
+    assert written.keys() == expected.keys()
+    for name, path in written.items():
+        np.testing.assert_array_equal(read(path), np.array(label_of)[read(expected[name])])
+    assert "0 predicted, 6 there already" in predict("--label-ids", images=images, out=tmp_path / "official")[1]
+
+
+def test_label_ids_of_smaller_class_sets(tmp_path):
+    assert label_ids_of(SYNTHIA16).tolist() == [7, 8, 11, 12, 13, 17, 19, 20, 21, 23, 24, 25, 26, 28, 32, 33]
+    assert label_ids_of(SYNTHIA13).tolist() == [7, 8, 11, 19, 20, 21, 23, 24, 25, 26, 28, 32, 33]
+    colours = "colours: [[1, 2, 3], [4, 5, 6]]\n"
+    (tmp_path / "cat.yaml").write_text("names: [road, cat]\n" + colours)
+    (tmp_path / "groups.yaml").write_text(
+        "names: [road, car]\ngroups_of_cityscapes19: {road: [road], car: [car, truck]}\n" + colours
+    )
+    for name in ("cat.yaml", "groups.yaml"):
+        with pytest.raises(UserError):
+            label_ids_of(load_class_set(str(tmp_path / name)))
+
+
+def test_the_official_evaluation_gives_the_same_miou(predict, sfda, source_model, town, tmp_path, monkeypatch):
+    """Needs `pip install cityscapesscripts`, which the project itself does not."""
+    official = pytest.importorskip("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")
+    images = town / "cityscapes/leftImg8bit/val"
+    assert predict("--label-ids", images=images, out=tmp_path / "official")[0] == 0
+    assert sfda("validate", "--run", source_model.parent, "--out", tmp_path / "scored") == 0
+    ours = json.loads((tmp_path / "scored/result.json").read_text())
+    settings = {
+        "predictionPath": str(tmp_path / "official"),
+        "predictionWalk": None,
+        "evalInstLevelScore": False,  # the town has no instances
+        "JSONOutput": False,
+        "quiet": True,
+    }
+    for name, value in settings.items():
+        monkeypatch.setattr(official.args, name, value)
+    truth = sorted(str(path) for path in (town / "cityscapes/gtFine/val").rglob("*_gtFine_labelIds.png"))
+    predictions = [official.getPrediction(official.args, path) for path in truth]
+    theirs = official.evaluateImgLists(predictions, truth, official.args)
+    assert len(set(predictions)) == 6
+    assert ours["target_miou"] == pytest.approx(theirs["averageScoreClasses"], abs=1e-4)
