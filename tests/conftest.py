@@ -32,6 +32,7 @@ def town(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded town at 32x64, a few images a domain."""
     root = tmp_path_factory.mktemp("town")
     counts = {domain: {"train": 16, "val": 6} for domain in ("gta5", "synthia", "cityscapes")}
+    counts["drift"] = {"val": 6}
     write_streets(root, height=32, width=64, counts=counts)
     return root
 

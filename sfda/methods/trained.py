@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sfda.methods.base import Method
+from sfda.networks.batch_norm import average_running_statistics
 
 if TYPE_CHECKING:
     from sfda.data.datasets import Batch
@@ -87,6 +88,15 @@ class TrainedMethod(Method):
         if self.trainer.global_step > self._steps_seen:
             self._steps_seen = self.trainer.global_step
             self.after_optimizer_step()
+
+    def on_validation_start(self) -> None:
+        """Every rank scores, and saves, the same BN statistics."""
+        super().on_validation_start()
+        average_running_statistics(self.network)
+
+    def on_train_epoch_end(self) -> None:
+        """The same for a checkpoint of an epoch without validation."""
+        average_running_statistics(self.network)
 
     def configure_optimizers(self) -> Any:
         """The optimizer over `trainable_parameters`, with warm-up and polynomial decay."""

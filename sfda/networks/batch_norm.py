@@ -71,6 +71,26 @@ def mix_statistics(
             buffer.copy_(torch.lerp(old, new, alpha))
 
 
+@torch.no_grad()
+def average_running_statistics(module: nn.Module) -> None:
+    """Give all ranks the mean of their running means and variances; without it a checkpoint holds those of rank 0."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return
+    buffers = [
+        buffer
+        for layer in batch_norm_layers(module).values()
+        for buffer in (layer.running_mean, layer.running_var)
+        if buffer is not None
+    ]
+    if not buffers:
+        return
+    flat = torch.cat([buffer.flatten() for buffer in buffers])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for buffer, mean in zip(buffers, torch.split(flat, [buffer.numel() for buffer in buffers]), strict=True):
+        buffer.copy_(mean.view_as(buffer))
+
+
 def layer_shift(source: Statistics, target: Statistics, eps: float = 1e-5) -> list[LayerShift]:
     """One row a layer of `target`: a picture of where the domain gap sits.
 

@@ -15,7 +15,7 @@ from sfda.data.streets import render, write_streets
 from sfda.errors import UserError
 
 DOMAINS = ("gta5", "synthia", "cityscapes")
-COUNTS = {domain: {"train": 3, "val": 2} for domain in DOMAINS}
+COUNTS = {domain: {"train": 3, "val": 2} for domain in DOMAINS} | {"drift": {"val": 6}}
 SIZE = {"height": 48, "width": 96}
 # Written out a second time, from the data sets' own documentation: train id -> id in a label file.
 CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
@@ -244,6 +244,15 @@ def test_cityscapes_files_decode_to_the_scenes(town: Path):
 
 
 @pytest.mark.medium
+def test_the_drift_goes_from_day_to_dusk_to_fog(town: Path):
+    images = sorted((town / "drift/leftImg8bit/val").rglob("*.png"))
+    assert [path.parent.name for path in images] == ["day", "day", "dusk", "dusk", "fog", "fog"]
+    for index, path in enumerate(images):
+        image, _ = render("cityscapes", "drift", index, weather=path.parent.name, **SIZE)
+        np.testing.assert_array_equal(np.array(Image.open(path)), image)
+
+
+@pytest.mark.medium
 def test_a_complete_town_is_left_alone(town: Path):
     before = _snapshot(town)
     manifest = json.loads((town / "streets.json").read_text())
@@ -301,7 +310,7 @@ def test_an_interrupted_town_is_completed(town: Path, tmp_path: Path):
     calls: list[tuple[int, int]] = []
     write_streets(root, counts=COUNTS, progress=lambda done, total: calls.append((done, total)), **SIZE)
     after = _snapshot(root)
-    assert calls[-1] == (15, 15)
+    assert calls[-1] == (21, 21)
     assert {name for name in before if after.get(name) != before[name]} <= {
         "streets.begun.json",
         "gta5/images/00002.png",

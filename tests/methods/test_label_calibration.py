@@ -103,7 +103,7 @@ def follow(batches, **options):
     method.view_probabilities = lambda images, size: images
     for batch in batches:
         method.adapt_online(batch)
-    return method.head.prototypes.numpy()
+    return method.head
 
 
 def stream(batches, *, likeliest=0.9, seed=0):
@@ -123,7 +123,9 @@ def flat(batches):
 def test_online_equals_one_pass_when_nothing_is_forgotten(gamma):
     batches = [torch.randn(2, 3, 6, 7, generator=torch.Generator().manual_seed(i)).softmax(1) for i in range(5)]
     pixels = flat(batches)
-    np.testing.assert_allclose(follow(batches, gamma=gamma), prototypes_of(pixels, pixels.max(1) ** gamma), atol=1e-6)
+    np.testing.assert_allclose(
+        follow(batches, gamma=gamma).prototypes, prototypes_of(pixels, pixels.max(1) ** gamma), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("forgetting", [0.1, 1.0])
@@ -132,14 +134,22 @@ def test_forgetting_weights_batches_by_their_age(forgetting):
     pixels = flat(batches)
     age = np.repeat([4, 3, 2, 1, 0], len(pixels) // 5)
     weights = pixels.max(1) * (1.0 - forgetting) ** age
-    np.testing.assert_allclose(follow(batches, forgetting=forgetting), prototypes_of(pixels, weights), atol=1e-6)
+    got = follow(batches, forgetting=forgetting).prototypes
+    np.testing.assert_allclose(got, prototypes_of(pixels, weights), atol=1e-6)
 
 
 def test_prototypes_follow_a_target_that_drifts():
     drift = [*stream(40, likeliest=0.95), *stream(40, likeliest=0.6)]
     forgetful, faithful = follow(drift, forgetting=0.2), follow(drift)
-    np.testing.assert_allclose(forgetful.diagonal(), 0.6, atol=0.01)
-    assert (faithful.diagonal() > 0.7).all()
+    np.testing.assert_allclose(forgetful.prototypes.diagonal(), 0.6, atol=0.01)
+    assert (faithful.prototypes.diagonal() > 0.7).all()
+
+
+def test_the_temperature_is_that_of_the_last_batch():
+    *before, last = [torch.randn(2, 3, 6, 7, generator=torch.Generator().manual_seed(i)).softmax(1) for i in range(5)]
+    head = follow([*(batch**3 / (batch**3).sum(1, keepdim=True) for batch in before), last])
+    confidence = head(last).amax(1).mean().item()
+    assert confidence == pytest.approx(last.amax(1).mean().item(), abs=1e-4)
 
 
 @pytest.mark.medium

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from sfda.data.label_spaces import CITYSCAPES19, CITYSCAPES_IDS, IGNORE, SYNTHIA_IDS
+from sfda.data.streets.shade import WEATHERS
 from sfda.data.streets.town import render, style_of
 from sfda.errors import UserError
 
@@ -32,7 +33,9 @@ DEFAULT_COUNTS: Counts = {
     "gta5": {"train": 600, "val": 100},
     "synthia": {"train": 600, "val": 100},
     "cityscapes": {"train": 300, "val": 100},
+    "drift": {"val": 120},
 }
+DRIFT = "drift"  # the target's streets by day, then at dusk, then in fog: a folder of Cityscapes' layout a weather
 CITIES = {"train": ("amberg", "brueckstadt", "cornau", "dornheim"), "val": ("eschfurt", "falkenau")}
 EGO_VEHICLE, VOID = 1, 0
 
@@ -46,6 +49,7 @@ class _Job:
     index: int
     image: Path
     label: Path
+    weather: str = "day"
 
 
 def write_streets(
@@ -54,10 +58,13 @@ def write_streets(
     height: int = 128,
     width: int = 256,
     counts: Counts | None = None,
-    domains: Sequence[str] = ("gta5", "synthia", "cityscapes"),
+    domains: Sequence[str] = tuple(DEFAULT_COUNTS),
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Writes the domains below `root`, each in the layout of the data set that it is named after.
+
+    ``drift`` is a fourth one, in the layout of Cityscapes: streets of the target by day, at dusk and in fog, in this
+    order, for methods that follow a changing target.
 
     A complete town is left alone; one whose writing was interrupted is completed. Files of others are never touched.
 
@@ -96,7 +103,7 @@ def write_streets(
 
 def _wanted(preset: str, domains: Sequence[str], counts: Counts) -> dict[str, dict[str, int]]:
     for domain in (*domains, *counts):
-        style_of(preset, domain)
+        style_of(preset, _style_name(domain))
     wanted = {domain: counts.get(domain, default) for domain, default in DEFAULT_COUNTS.items() if domain in domains}
     if unknown := {split for splits in wanted.values() for split in splits} - set(CITIES):
         raise UserError(f"streets counts: unknown splits {sorted(unknown)}; known are {', '.join(CITIES)}")
@@ -132,25 +139,32 @@ def _jobs(root: Path, wanted: Counts) -> Iterator[_Job]:
         number = 0
         for split, count in splits.items():
             for index in range(count):
-                image, label = _places(domain, split, index, number)
-                yield _Job(domain, split, index, root / domain / image, root / domain / label)
+                weather = WEATHERS[index * len(WEATHERS) // count] if domain == DRIFT else "day"
+                image, label = _places(domain, split, index, number, weather)
+                yield _Job(domain, split, index, root / domain / image, root / domain / label, weather)
                 number += 1
 
 
-def _places(domain: str, split: str, index: int, number: int) -> tuple[str, str]:
+def _style_name(domain: str) -> str:
+    return "cityscapes" if domain == DRIFT else domain
+
+
+def _places(domain: str, split: str, index: int, number: int, weather: str) -> tuple[str, str]:
     if domain == "gta5":
         return f"images/{number + 1:05d}.png", f"labels/{number + 1:05d}.png"
     if domain == "synthia":
         return f"RGB/{number:07d}.png", f"GT/LABELS/{number:07d}.png"
-    cities = CITIES[split]
+    cities = (weather,) if domain == DRIFT else CITIES[split]
     city = cities[index % len(cities)]
     stem = f"{split}/{city}/{city}_{index // len(cities):06d}_000019"
     return f"leftImg8bit/{stem}_leftImg8bit.png", f"gtFine/{stem}_gtFine_labelIds.png"
 
 
 def _write_scene(job: _Job, preset: str, height: int, width: int) -> None:
-    image, labels = render(job.domain, job.split, job.index, height, width, preset)
-    encode = {"gta5": _gta5_label, "synthia": _synthia_label, "cityscapes": _cityscapes_label}[job.domain]
+    domain = _style_name(job.domain)
+    split = DRIFT if job.domain == DRIFT else job.split  # streets of its own
+    image, labels = render(domain, split, job.index, height, width, preset, job.weather)
+    encode = {"gta5": _gta5_label, "synthia": _synthia_label, "cityscapes": _cityscapes_label}[domain]
     _replace(job.label, encode(labels))
     _replace(job.image, _png(image[..., ::-1]))
 
@@ -194,7 +208,7 @@ def _png(pixels: npt.NDArray[Any]) -> bytes:
 
 def _write_splits(root: Path, jobs: Sequence[_Job]) -> None:
     for domain, split in dict.fromkeys((job.domain, job.split) for job in jobs):
-        if domain != "cityscapes":
+        if _style_name(domain) != "cityscapes":
             names = [job.image.name for job in jobs if (job.domain, job.split) == (domain, split)]
             _replace(root / domain / f"{split}.txt", "".join(f"{name}\n" for name in names).encode())
 

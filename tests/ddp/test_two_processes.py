@@ -1,0 +1,122 @@
+"""Two gloo processes: the same files, the same scores, the same weights on both."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tiny_runs import tiny_arguments
+
+pytestmark = pytest.mark.medium
+
+TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp_fork"]
+SELECTORS = {
+    "ece": "[{class_path: sfda.callbacks.select_by_ece.SelectByECE, init_args: {start_after: 0.0}}]",
+    "entropy": "[{class_path: sfda.callbacks.select_by_entropy.SelectByEntropy}]",
+}
+
+
+def state(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+@pytest.fixture
+def dump_ranks(monkeypatch, tmp_path):
+    """Every rank leaves what it holds at the end of a fit."""
+
+    def dump(self, trainer, pl_module):
+        content = {
+            "state": pl_module.state_dict(),
+            "selected": [callback.best_model_path for callback in trainer.checkpoint_callbacks],
+            "metrics": {key: float(value) for key, value in trainer.callback_metrics.items()},
+        }
+        torch.save(content, tmp_path / f"rank{trainer.global_rank}.pt")
+
+    monkeypatch.setattr("sfda.callbacks.skipped_files.SkippedFiles.on_fit_end", dump)
+    return lambda: [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize("selector", SELECTORS)
+def test_both_ranks_hold_the_same_and_keep_the_same_file(selector, town, sfda, tmp_path, dump_ranks):
+    arguments = [*tiny_arguments("source_training", town), "--trainer.callbacks", SELECTORS[selector]]
+    arguments += ["--model.init_args.lr", "0.05", "--trainer.max_epochs", "3", "--data.init_args.batch_size", "2"]
+    assert sfda("fit", *arguments, *TWO, "--out", tmp_path / "run") == 0
+    one, other = dump_ranks()
+    assert one["selected"] == other["selected"]
+    assert one["metrics"].keys() == other["metrics"].keys()
+    for key, value in one["metrics"].items():
+        if not key.startswith("train/"):  # those are each rank's own
+            assert value == other["metrics"][key], key
+    for key, value in one["state"].items():
+        assert torch.equal(value, other["state"][key]), key
+    report = json.loads((tmp_path / "run/selection.json").read_text())
+    assert (
+        Path(one["selected"][0]).name == f"epoch={report['selected']['epoch']}-step={report['selected']['step']}.ckpt"
+    )
+    assert state(tmp_path / "run/selected.ckpt").keys() == one["state"].keys()
+
+
+def test_one_checkpoint_scores_the_same_on_one_and_on_two_processes(town, source_model, sfda, tmp_path):
+    """Each of an odd number of images is scored exactly once."""
+    odd = tmp_path / "town"
+    import shutil
+
+    shutil.copytree(town, odd)
+    for kind in ("leftImg8bit", "gtFine"):
+        sorted((odd / "cityscapes" / kind / "val").rglob("*.png"))[0].unlink()
+    arguments = tiny_arguments("source_only", odd, source_model)
+    assert sfda("validate", *arguments, "--out", tmp_path / "one") == 0
+    assert sfda("validate", *arguments, *TWO, "--out", tmp_path / "two") == 0
+    one, two = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("one", "two"))
+    scores = [key for key, value in one.items() if key.startswith(("target_", "source_")) and isinstance(value, float)]
+    assert len(scores) > 15
+    for key in scores:
+        assert two[key] == pytest.approx(one[key], abs=1e-5), key
+
+
+def test_ada_bn_of_two_processes_is_that_of_one_with_their_batches(town, source_model, sfda, tmp_path, monkeypatch):
+    arguments = [*tiny_arguments("ada_bn", town, source_model), "--data.init_args.samples_per_epoch", "16"]
+    arguments += ["--model.init_args.alpha", "0.5"]
+    assert sfda("fit", *arguments, *TWO, "--out", tmp_path / "two") == 0
+
+    from sfda.data.sampling import TrainingSampler
+
+    def in_the_order_of_two_ranks(self):
+        drawn = [list(part(self, rank)) for rank in range(2)]
+        for start in range(0, len(drawn[0]), 4):
+            for rank in range(2):
+                yield from drawn[rank][start : start + 4]
+
+    original = TrainingSampler.__iter__
+
+    def part(sampler, rank):
+        half = TrainingSampler(sampler.dataset_size, sampler.stride, sampler.seed, sampler.epoch, 2, rank)
+        return original(half)
+
+    monkeypatch.setattr(TrainingSampler, "__iter__", in_the_order_of_two_ranks)
+    assert sfda("fit", *arguments, "--out", tmp_path / "one") == 0
+    one, two = state(tmp_path / "one/selected.ckpt"), state(tmp_path / "two/selected.ckpt")
+    for key in one:
+        torch.testing.assert_close(one[key], two[key], rtol=1e-6, atol=1e-6)
+
+
+def test_a_finished_run_is_refused_by_all_ranks_together(town, source_model, sfda, tmp_path):
+    arguments = [*tiny_arguments("ada_bn", town, source_model), *TWO, "--out", tmp_path / "run"]
+    assert sfda("fit", *arguments) == 0
+    assert sfda("fit", *arguments) == 2
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_same_run(town, source_model, tmp_path):
+    import os
+    import subprocess
+    import sys
+
+    arguments = [*tiny_arguments("source_training", town), "--out", str(tmp_path / "run"), "--trainer.devices", "2"]
+    arguments += ["--trainer.strategy", "ddp", "--trainer.max_epochs", "2", "--data.init_args.batch_size", "2"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "sfda.cli", "fit"]
+    tests = Path(__file__).resolve().parents[1]
+    environment = {**os.environ, "PYTHONPATH": str(tests), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    subprocess.run([*command, *arguments], check=True, env=environment, cwd=tmp_path, timeout=300)
+    assert json.loads((tmp_path / "run/result.json").read_text())["selected_step"] == 4
