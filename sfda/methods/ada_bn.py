@@ -11,6 +11,7 @@ from torchmetrics import MeanMetric
 
 from sfda.errors import UserError
 from sfda.methods.gathered import GatheredMethod
+from sfda.metrics.functional import top_label
 from sfda.metrics.label_free import LabelFreeMetrics
 from sfda.metrics.view_agreement import ranks, view_agreement
 from sfda.networks.batch_norm import (
@@ -113,7 +114,7 @@ class AdaBN(GatheredMethod):
         for kept in self._images:
             images = kept.to(self.device).float() / 255
             probabilities = predict(images, (images.shape[-2], images.shape[-1]))
-            agreement.update(view_agreement(predict, images, probabilities.argmax(dim=1)))
+            agreement.update(view_agreement(predict, images, top_label(probabilities)[1]))
             label_free.update(probabilities)
         return float(agreement.compute()), float(label_free.compute()["infomax"])
 

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sfda.metrics.functional import top_label
+
 Predict = Callable[[Tensor, tuple[int, int]], Tensor]
 """Images (B, 3, H, W) and a size → probabilities (B, C, *size)."""
 
@@ -44,7 +46,7 @@ def view_agreement(predict: Predict, images: Tensor, plain: Tensor) -> Tensor:
     size = (images.shape[-2], images.shape[-1])
     shares = []
     for view, mirrored in views(images):
-        classes = predict(view, size).argmax(dim=1)
+        _, classes = top_label(predict(view, size))
         if mirrored:
             classes = classes.flip(-1)
         shares.append((classes == plain).double().mean(dim=(1, 2)))

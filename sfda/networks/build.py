@@ -45,7 +45,11 @@ def build_network(network: str, num_classes: int, pretrained: Literal["none", "i
     """
     if pretrained not in ("none", "imagenet"):
         raise UserError(f"pretrained {pretrained!r}: must be `none` or `imagenet`")
-    imagenet = pretrained == "imagenet"
+    # Channels last trains 1.2 and evaluates 1.8 times faster on a CPU (mobilenet_v2), and is what tensor cores want.
+    return _build(network, num_classes, pretrained == "imagenet").to(memory_format=torch.channels_last)
+
+
+def _build(network: str, num_classes: int, imagenet: bool) -> Segmenter:
     if match := re.fullmatch(r"deeplab_v2_(resnet(?:18|50|101))(@16)?", network):
         return _deeplab_v2(network, match[1], 16 if match[2] else 8, num_classes, imagenet)
     if match := re.fullmatch(r"smp:(\w+)/(\S+)", network):
