@@ -196,8 +196,16 @@ class CommandLine(LightningCLI):
         self.trainer_defaults["callbacks"] = callbacks
         kwargs["default_root_dir"] = str(self.folder)
         if config.get("logger") in (None, True):
-            kwargs["logger"] = self.subcommand == "fit" and CSVLogger(str(self.folder), name="", version="")
+            kwargs["logger"] = self.subcommand == "fit" and self._csv_logger()
         return super().instantiate_trainer(**kwargs)
+
+    def _csv_logger(self) -> CSVLogger:
+        """``metrics.csv``; that of an interrupted run is moved aside, since CSVLogger deletes what it finds."""
+        metrics = self.folder / "metrics.csv"
+        if metrics.exists() and _is_first_process():
+            earlier = len(list(self.folder.glob("metrics.*.csv")))
+            metrics.rename(self.folder / f"metrics.{earlier}.csv")
+        return CSVLogger(str(self.folder), name="", version="")
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)

@@ -79,6 +79,15 @@ def test_every_experiment_parses_and_its_values_arrive(experiment):
 
 
 @pytest.mark.medium
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_can_be_instantiated(experiment):
+    cli = parse(expand("fit", [experiment]))
+    ready = cli.parser.instantiate_classes(cli.config)["fit"]
+    assert ready.model.hparams["num_classes"] == len(ready.data.classes) == ready.model.network.num_classes
+    assert all(hasattr(callback, "on_train_epoch_end") for callback in ready.trainer.callbacks or [])
+
+
+@pytest.mark.medium
 @pytest.mark.parametrize("trainer", sorted(CONFIGS.glob("trainer/*.yaml")), ids=lambda path: path.stem)
 def test_every_trainer_fragment_parses(trainer):
     config = parse(expand("fit", ["streets/ada_bn", "--trainer", str(trainer)])).config["fit"]

@@ -183,3 +183,19 @@ def test_views_average_scales_and_flips(source_model):
                 probabilities = logits.double().softmax(1).numpy()
                 total += probabilities[..., ::-1] if mirrored else probabilities
     np.testing.assert_allclose(got, total / 6, atol=1e-5)
+
+
+@pytest.mark.medium
+def test_sixteen_classes_are_reported_over_sixteen_and_over_thirteen(town, sfda, tmp_path):
+    """miou13 is the mean over 13 of the same predictions, not a new argmax."""
+    arguments = [*tiny_arguments("source_training", town), "--data.init_args.classes", "synthia16"]
+    arguments += ["--data.init_args.source.layout", "synthia", "--data.init_args.source.root", town / "synthia"]
+    assert sfda("fit", *arguments, "--out", tmp_path / "run") == 0
+    assert sfda("validate", "--run", tmp_path / "run") == 0
+    row = json.loads((tmp_path / "run/result.json").read_text())
+    iou = {key.removeprefix("target_iou_"): row[key] for key in row if key.startswith("target_iou_")}
+    assert len(iou) == 16
+    for name, left_out in (("target_miou", ()), ("target_miou13", ("wall", "fence", "pole"))):
+        values = [value for key, value in iou.items() if key not in left_out and value is not None]
+        assert row[name] == pytest.approx(np.mean(values))
+    assert row["class_set"] == "synthia16"

@@ -1,0 +1,117 @@
+"""The main job as a newcomer meets it: the demo's comparison, then every command of the README."""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[2]
+CLASSES_AND_DATA = ("classes.yaml", "mine.yaml")
+
+
+def blocks(kind: str) -> list[str]:
+    parts = (ROOT / "README.md").read_text().split("```")
+    return [part.removeprefix(kind) for part in parts[1::2] if part.startswith(kind)]
+
+
+def commands() -> list[list[str]]:
+    lines = "\n".join(blocks("console")).replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True) for line in lines if line.strip()]
+
+
+def run(cwd: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "COLUMNS": "80"}
+    return subprocess.run(
+        [sys.executable, "-m", "sfda.cli", *words],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=1500,
+    )
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """A working directory in which the demo has run."""
+    cwd = tmp_path_factory.mktemp("newcomer")
+    done = run(cwd, "compare", "compare/demo.yaml", "--out", "runs/demo")
+    assert done.returncode == 0, done.stderr
+    (cwd / "printed.txt").write_text(done.stdout)
+    return cwd
+
+
+def test_the_demo_shows_what_it_promises(demo):
+    rows = {row["experiment"]: row for row in json.loads((demo / "runs/demo/results.json").read_text())}
+    source, oracle = rows["source_only"], rows["target_oracle"]
+    loss = 1 - source["target_miou"] / source["source_miou"]
+    assert 1 / 3 <= loss <= 2 / 3  # streets-v1: what the domain gap costs the source model
+    assert oracle["target_miou"] > max(row["target_miou"] for name, row in rows.items() if name != "target_oracle")
+    assert [row["source_free"] for row in rows.values()] == [True] * len(rows)
+    assert {name for name, row in rows.items() if row["labels_read"]} == {"target_oracle"}
+    printed = (demo / "printed.txt").read_text()
+    for row in rows.values():
+        assert f"{100 * row['target_miou']:.1f}" in printed
+    for row in rows.values():
+        folder = (demo / row["config"]).parent
+        assert (folder / "predictions_target.png").stat().st_size > 10_000
+        assert (folder / "reliability_target.png").stat().st_size > 10_000
+
+
+def test_the_readme_shows_the_table_of_the_demo(demo):
+    """The same experiments in the same order; figures may move by a few tenths between machines."""
+    table = blocks("text")[0]
+    rows = json.loads((demo / "runs/demo/results.json").read_text())
+    lines = [
+        line.split()
+        for line in table.splitlines()
+        if line.split()[:1] and line.split()[0] in {r["experiment"] for r in rows}
+    ]
+    assert [line[0] for line in lines] == [row["experiment"] for row in rows]
+    for line, row in zip(lines, rows, strict=True):
+        assert float(line[3]) == pytest.approx(100 * row["target_miou"], abs=3)
+
+
+def test_every_readme_command_runs(demo):
+    files = blocks("yaml")
+    (demo / "mine.yaml").write_text(files[0].replace("/data/mine", str(demo / "mine")))
+    (demo / "classes.yaml").write_text(files[1])
+    write_a_users_folder(demo)
+    ran = 0
+    for command in commands():
+        words = [word.replace("/data/mine", str(demo / "mine")) for word in command]
+        if words[0] != "sfda" or words[1:2] == ["compare"] or any("gta5_to" in word for word in words):
+            continue  # the demo has run; the published data sets are not here
+        if "--run" in words and not (demo / words[words.index("--run") + 1]).exists():
+            raise AssertionError(f"{words} names a run that no command before it made")
+        done = run(demo, *words[1:])
+        expected = 2 if words[1:3] == ["fit", "--run"] else 0  # it was not interrupted
+        assert done.returncode == expected, (words, done.stderr)
+        ran += 1
+    assert ran >= 8
+
+
+def write_a_users_folder(cwd: Path) -> None:
+    """Photographs as a user may have them, out of the town; labels in the README's classes."""
+    import cv2
+    import numpy as np
+
+    town = cwd / "data/streets/cityscapes"
+    for kind, folder in (("train", "train"), ("val", "val")):
+        (cwd / "mine" / folder).mkdir(parents=True, exist_ok=True)
+        for image in sorted((town / "leftImg8bit" / kind).rglob("*.png"))[: 24 if kind == "train" else 4]:
+            shutil.copy(image, cwd / "mine" / folder / image.name)
+    (cwd / "mine/val_labels").mkdir(exist_ok=True)
+    table = np.full(256, 11, np.uint8)
+    for ids, value in (([23], 0), ([11, 12, 13, 17, 19, 20, 21, 22], 1), ([7, 8], 2), (range(24, 34), 3)):
+        table[list(ids)] = value
+    for image in (cwd / "mine/val").iterdir():
+        stem = image.name.removesuffix("_leftImg8bit.png")
+        label = next((town / "gtFine/val").rglob(f"{stem}_gtFine_labelIds.png"))
+        cv2.imwrite(str(cwd / "mine/val_labels" / image.name), table[cv2.imread(str(label), cv2.IMREAD_UNCHANGED)])

@@ -1,0 +1,49 @@
+"""A run killed in any epoch goes on to the same weights, bit for bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tiny_runs import tiny_arguments
+
+pytestmark = pytest.mark.slow
+EPOCHS = 3
+
+
+def run(cwd: Path, *arguments: object) -> int:
+    tests = Path(__file__).resolve().parents[1]
+    environment = {**os.environ, "PYTHONPATH": str(tests), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "sfda.cli", *map(str, arguments)]
+    return subprocess.run(command, env=environment, cwd=cwd, timeout=300, capture_output=True).returncode
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_killed_run_resumes_to_bit_equal_weights(workers, town, tmp_path):
+    selector = "{class_path: sfda.callbacks.select_by_ece.SelectByECE, init_args: {start_after: 0.0}}"
+    arguments = [*tiny_arguments("source_training", town), "--trainer.max_epochs", EPOCHS]
+    arguments += ["--data.init_args.num_workers", workers, "--model.init_args.lr", "0.05"]
+    assert run(tmp_path, "fit", *arguments, "--trainer.callbacks", f"[{selector}]", "--out", tmp_path / "whole") == 0
+    expected = torch.load(tmp_path / "whole/last.ckpt", weights_only=True)
+    for epoch in range(EPOCHS):
+        folder = tmp_path / f"killed{epoch}"
+        marker = tmp_path / f"marker{epoch}"
+        killer = f"{{class_path: killer.KillOnce, init_args: {{epoch: {epoch}, marker: {marker}}}}}"
+        status = run(tmp_path, "fit", *arguments, "--trainer.callbacks", f"[{selector}, {killer}]", "--out", folder)
+        assert status == -signal.SIGKILL
+        assert not (folder / "result.json").exists()
+        assert run(tmp_path, "fit", "--run", folder) == 0
+        resumed = torch.load(folder / "last.ckpt", weights_only=True)
+        assert resumed["global_step"] == expected["global_step"]
+        for key, value in expected["state_dict"].items():
+            assert torch.equal(value, resumed["state_dict"][key]), (epoch, key)
+        for one, other in zip(expected["optimizer_states"], resumed["optimizer_states"], strict=True):
+            for number, state in one["state"].items():
+                assert torch.equal(state["momentum_buffer"], other["state"][number]["momentum_buffer"])
+        whole, part = (json.loads((path / "selection.json").read_text()) for path in (tmp_path / "whole", folder))
+        assert whole == part
