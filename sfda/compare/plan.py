@@ -116,7 +116,9 @@ def make_stage(benchmark: str, experiment: str, seed: int, out: Path) -> Stage:
         if isinstance(value, str) and (found := pattern.fullmatch(value)):
             needs.append(found[1])
             arguments += [f"--{key}", str(out / found[1] / f"seed{seed}" / f"{found[2]}.ckpt")]
-    fitted = not str(model["class_path"]).endswith(f".{VALIDATED_ONLY}")
+    options = {**model["init_args"], **((override.get("model") or {}).get("init_args") or {})}
+    # What adapts online does so while it is scored.
+    fitted = not str(model["class_path"]).endswith(f".{VALIDATED_ONLY}") and not options.get("online")
     return Stage(experiment, seed, folder, tuple(arguments), tuple(dict.fromkeys(needs)), fitted)
 
 
