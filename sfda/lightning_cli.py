@@ -168,13 +168,14 @@ class CommandLine(LightningCLI):
             config.out = str(Path("runs", benchmark, config.experiment, f"seed{config.seed_everything}"))
         self.folder = Path(config.out)
         self.scores_a_run = self.subcommand == "validate" and self.folder / "config.yaml" in paths
-        if _is_first_process():
-            self._check_folder(resumes=config.get("ckpt_path") is not None)
+        # On every rank, so that none is left waiting: nothing that is looked for is written before all have looked.
+        self._check_folder(resumes=config.get("ckpt_path") is not None)
 
     def _check_folder(self, *, resumes: bool) -> None:
         if (self.folder / "result.json").exists() and not self.scores_a_run:
             raise UserError(f"run folder {self.folder} holds a finished run: choose another --out, or move it away")
-        if self.subcommand == "fit" and not resumes and (self.folder / "last.ckpt").exists():
+        goes_on = resumes and self.subcommand == "fit"
+        if (self.folder / "last.ckpt").exists() and not goes_on and not self.scores_a_run:
             raise UserError(
                 f"run folder {self.folder} holds an unfinished run: resume it with `sfda fit --run {self.folder}`, "
                 "choose another --out, or move it away"

@@ -72,7 +72,7 @@ class Pictures(Callback):
 
 def _panels(batch: Any, index: int, probabilities: Tensor, classes: ClassSet) -> list[Array]:
     """Image, label, prediction and confidence of one image, each (H, W, 3)."""
-    image = (batch["image"][index] * 255).byte().cpu().numpy().transpose(1, 2, 0)
+    image = (batch["image"][index] * 255).round().byte().cpu().numpy().transpose(1, 2, 0)
     confidence, prediction = (part.cpu().numpy() for part in probabilities.max(dim=0))
     labels = batch["label"][index].cpu().numpy() if "label" in batch else np.full(prediction.shape, IGNORE)
     grey = np.repeat((confidence[..., None] * 255).astype(np.uint8), 3, axis=2)

@@ -75,7 +75,7 @@ class RunFolder(Callback):
         if step == 0:  # no optimizer ever stepped: ModelCheckpoint has written nothing
             trainer.save_checkpoint(chosen)
         for selector in trainer.checkpoint_callbacks:
-            if isinstance(selector, Selector) and selector.selected is not None:
+            if isinstance(selector, Selector) and selector.selected is not None and selector.best_model_path:
                 chosen, selected_by = Path(selector.best_model_path), selector.score
                 step = selector.selected["step"]
         if trainer.is_global_zero:

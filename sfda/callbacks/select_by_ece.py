@@ -11,7 +11,6 @@ class SelectByECE(Selector):
     """
 
     score = "ece"
-    needs_labels = True
 
     def __init__(self, start_after: float = 0.5, keep: int = 1) -> None:
         super().__init__(start_after, keep)

@@ -11,4 +11,3 @@ class SelectByEntropy(Selector):
     """
 
     score = "entropy"
-    needs_labels = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -11,8 +12,10 @@ import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from sfda.data.datamodule import DomainName
+from sfda.data.label_spaces import ClassSet
 from sfda.errors import UserError
 from sfda.methods.base import Method
+from sfda.metrics.segmentation import SegmentationMetrics
 
 
 class Selector(ModelCheckpoint):
@@ -25,7 +28,6 @@ class Selector(ModelCheckpoint):
         score: Name of the score, one of those that `sfda.metrics.segmentation.SegmentationMetrics` computes.
         mode: Whether a small (``min``) or a large (``max``) value is good.
         beside: Scores that are written down, never looked at.
-        needs_labels: Whether the score needs labels of the validation set.
 
     Args:
         start_after: Share of the epochs that pass before the first candidate.
@@ -35,7 +37,6 @@ class Selector(ModelCheckpoint):
     score: ClassVar[str]
     mode_of_score: ClassVar[Literal["min", "max"]] = "min"
     beside: ClassVar[tuple[str, ...]] = ("miou", "ece", "entropy", "infomax", "class_coverage")
-    needs_labels: ClassVar[bool]
 
     def __init__(self, start_after: float = 0.0, keep: int = 1) -> None:
         if not 0 <= start_after < 1:
@@ -63,13 +64,16 @@ class Selector(ModelCheckpoint):
         if stage != "fit":
             return
         assert isinstance(pl_module, Method)
-        domain, samples = next(iter(pl_module.datamodule.validation_sets.items()))
+        data = pl_module.datamodule
+        domain, samples = next(iter(data.validation_sets.items()))
         name = type(self).__name__
-        if self.needs_labels and not samples.with_labels:
-            raise UserError(
-                f"{name} needs labels of the {domain} validation images, which {type(pl_module).__name__} does not "
-                "read: use SelectByEntropy, which needs none"
-            )
+        if self.score not in _known_scores(data.score_classes, samples.with_labels):
+            if self.score in _known_scores(data.score_classes, True):
+                raise UserError(
+                    f"{name} needs labels of the {domain} validation images, which {type(pl_module).__name__} does not "
+                    "read: use SelectByEntropy, which needs none"
+                )
+            raise UserError(f"{name} monitors {self.score!r}, which is not among the scores of a validation")
         if trainer.limit_val_batches == 0 or (trainer.max_epochs or 1) < (trainer.check_val_every_n_epoch or 1):
             raise UserError(f"{name} chooses by the validation scores of a fit, and this fit validates nothing")
         self.domain: DomainName = domain
@@ -83,10 +87,8 @@ class Selector(ModelCheckpoint):
         every = trainer.check_val_every_n_epoch or 1
         if (trainer.current_epoch + 1) % every:
             return
-        if self.monitor not in trainer.callback_metrics:
-            known = sorted(name for name in trainer.callback_metrics if name.startswith(f"{self.domain}/"))
-            raise UserError(f"{type(self).__name__} monitors {self.monitor}, which was not computed: {known}")
-        value = float(trainer.callback_metrics[str(self.monitor)])
+        # A score that is NaN is not logged.
+        value = float(trainer.callback_metrics.get(str(self.monitor), math.nan))
         late = trainer.current_epoch >= math.floor(self.start_after * (trainer.max_epochs or 1))
         eligible = late and not math.isnan(value)
         candidate = {"epoch": trainer.current_epoch, "step": trainer.global_step, "value": value, "eligible": eligible}
@@ -130,3 +132,10 @@ class Selector(ModelCheckpoint):
         """Candidates and best checkpoint of the fit that goes on."""
         self.candidates = list(state_dict["candidates"])
         super().load_state_dict(state_dict)
+
+
+def _known_scores(classes: ClassSet, with_labels: bool) -> set[str]:
+    """Names of the scores that a validation set with or without labels has."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torchmetrics warns of a metric that has seen nothing
+        return set(SegmentationMetrics(classes.names, with_labels=with_labels).compute())

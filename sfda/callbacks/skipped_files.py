@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities import rank_zero_warn
 
 
 class SkippedFiles(Callback):
-    """Warns of every bad pair once, when it is first met, and of their number at the end."""
+    """Warns of every bad pair once, when it is first met, and of their number at the end; each rank of its own."""
 
     def __init__(self) -> None:
         self.skipped: set[str] = set()
@@ -21,11 +21,11 @@ class SkippedFiles(Callback):
             for message in part["skipped"]:
                 if message not in self.skipped:
                     self.skipped.add(message)
-                    rank_zero_warn(f"left out: {message}")
+                    warnings.warn(f"left out: {message}", stacklevel=1)
 
     def _sum_up(self) -> None:
         if self.skipped:
-            rank_zero_warn(f"{len(self.skipped)} bad pairs were left out; each is named above")
+            warnings.warn(f"{len(self.skipped)} bad pairs were left out; each is named above", stacklevel=1)
 
     def on_train_batch_start(self, trainer: Any, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
         """Look at the training batch."""

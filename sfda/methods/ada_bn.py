@@ -75,7 +75,7 @@ class AdaBN(GatheredMethod):
             self.network(images)
         wanted = SCORED_IMAGES // self.trainer.world_size - sum(len(kept) for kept in self._images)
         if self.alpha == "auto" and wanted > 0:
-            self._images.append((images[:wanted] * 255).byte().cpu())
+            self._images.append((images[:wanted] * 255).round().byte().cpu())
 
     def finish(self) -> None:
         """Mix the statistics, and report."""

@@ -63,6 +63,14 @@ def test_ece_on_target_is_refused_where_its_labels_may_not_be_read(town, source_
 
 
 @pytest.mark.medium
+def test_a_monitor_that_does_not_exist_is_refused_before_training(town, sfda, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(SelectByEntropy, "score", "entropie")
+    assert fit(sfda, town, tmp_path / "run", ENTROPY) == 2
+    assert "'entropie', which is not among the scores" in capsys.readouterr().err
+    assert not (tmp_path / "run/last.ckpt").exists()
+
+
+@pytest.mark.medium
 def test_a_fit_that_validates_nothing_is_refused(town, sfda, tmp_path, capsys):
     assert fit(sfda, town, tmp_path / "run", ENTROPY, "--trainer.limit_val_batches", 0) == 2
     assert "validates nothing" in capsys.readouterr().err
