@@ -12,6 +12,11 @@ from pathlib import Path
 from sfda.errors import UserError
 
 FRAGMENT_OPTIONS = ("--config", "-c", "--model", "--data", "--trainer")
+HARMLESS = {
+    "--out",
+    *(f"--trainer.{option}" for option in ("accelerator", "devices", "strategy", "num_nodes", "enable_progress_bar")),
+}
+"""Options that change where a run is scored, not what comes out."""
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -82,26 +87,25 @@ def run_arguments(subcommand: str, folder: Path, rest: Sequence[str]) -> list[st
     if not config.is_file():
         raise UserError(f"--run {folder}: not a run folder, it has no config.yaml")
     arguments = ["--config", str(config), *rest]
+    options = dict(_pairs(rest))
     finished = (folder / "result.json").is_file()
     if subcommand == "fit":
+        if taken := {"--out", "--ckpt_path"} & set(options):
+            raise UserError(
+                f"fit --run {folder} goes on in its folder from its last checkpoint: leave {min(taken)} away"
+            )
         if finished:
             raise UserError(f"--run {folder}: this run is finished; score it with `sfda validate --run {folder}`")
         last = folder / "last.ckpt"
         return [*arguments, "--out", str(folder), *(["--ckpt_path", str(last)] if last.is_file() else [])]
     if not finished:
         raise UserError(f"--run {folder}: this run is not finished; resume it with `sfda fit --run {folder}`")
-    options = [option for option, _ in _pairs(rest)]
-    if "--out" not in options:
-        if changed := [option for option in options if not _harmless(option)]:
+    out = Path(options.get("--out") or folder)
+    if out.resolve() == folder.resolve():
+        if changed := [option for option in options if option not in HARMLESS]:
             raise UserError(f"--run {folder} with {changed[0]} gives other results: say where they go with --out DIR")
-        arguments += ["--out", str(folder)]
-    selected = folder / "selected.ckpt"
-    return [*arguments, *(["--ckpt_path", str(selected)] if selected.is_file() else [])]
-
-
-def _harmless(option: str) -> bool:
-    """Whether an option changes where a run is scored, not what comes out."""
-    return option.startswith("--trainer") and not option.startswith("--trainer.limit")
+        arguments += [] if "--out" in options else ["--out", str(folder)]
+    return arguments if "--ckpt_path" in options else [*arguments, "--ckpt_path", str(folder / "selected.ckpt")]
 
 
 def _take_value(arguments: Sequence[str]) -> tuple[str, list[str]]:

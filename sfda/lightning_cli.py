@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import logging
@@ -15,6 +16,7 @@ from typing import Any, TextIO
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
+import torch.distributed as dist
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import Trainer
@@ -22,7 +24,6 @@ from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.model_helpers import is_overridden
 
 import sfda.methods
 from sfda.callbacks.pictures import Pictures
@@ -31,9 +32,12 @@ from sfda.callbacks.run_folder import RunFolder, last_checkpoint
 from sfda.callbacks.skipped_files import SkippedFiles
 from sfda.data.datamodule import DomainAdaptationDataModule
 from sfda.data.label_spaces import load_class_set
+from sfda.data.readers import Domain
 from sfda.errors import UserError
 from sfda.methods.base import Method, read_checkpoint
 
+LAUNCHED = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""Variables that Lightning's launcher sets."""
 QUIET = (
     "does not have many workers",
     "exists and is not empty",
@@ -61,6 +65,7 @@ def run(subcommand: str, arguments: Sequence[str]) -> None:
         importlib.import_module(f"{sfda.methods.__name__}.{module.name}")
     arguments = complete_fragments(arguments)
     sys.argv[1:] = [subcommand, *arguments]  # what Lightning's launcher starts further ranks with
+    before = dict(os.environ)
     try:
         CommandLine(
             Method,
@@ -77,6 +82,18 @@ def run(subcommand: str, arguments: Sequence[str]) -> None:
         if (reason := _user_error_behind(error)) is None:
             raise
         raise reason from error
+    finally:
+        _leave_the_group(before)
+
+
+def _leave_the_group(before: dict[str, str]) -> None:
+    """End the process group that this run's launcher made: with it, a next run would start no ranks of its own."""
+    if "LOCAL_RANK" in before or not (dist.is_available() and dist.is_initialized()):
+        return
+    dist.destroy_process_group()
+    for name in LAUNCHED:
+        os.environ.pop(name, None)
+    os.environ.update({name: before[name] for name in LAUNCHED if name in before})
 
 
 def complete_fragments(arguments: Sequence[str]) -> list[str]:
@@ -106,7 +123,13 @@ def _left_open(fragment: Path) -> dict[str, Any]:
     named = content.get("init_args") or {}
     optional = {action.dest.split(".")[1] for action in parser._actions if "." in action.dest and not action.required}
     defaults = parser.get_defaults().options.as_dict()
-    return {name: value for name, value in defaults.items() if name in optional - {*named, "num_classes"}}
+    left_open = {name: value for name, value in defaults.items() if name in optional - {*named, "num_classes"}}
+    for domain in ("source", "target"):  # a data set begun by another fragment would shine through in the same way
+        if isinstance(named.get(domain), dict):
+            for part in dataclasses.fields(Domain):
+                if part.name not in named[domain] and part.default is not dataclasses.MISSING:
+                    left_open[f"{domain}.{part.name}"] = part.default
+    return left_open
 
 
 def _import(class_path: str, fragment: Path) -> type:
@@ -218,7 +241,7 @@ class CommandLine(LightningCLI):
         return kwargs
 
     def _run_subcommand(self, subcommand: str) -> None:
-        if subcommand == "fit" and not is_overridden("training_step", self.model):
+        if subcommand == "fit" and not self.model.has_fit:
             raise UserError(f"{type(self.model).__name__} has nothing to fit: score it with `sfda validate`")
         if _is_first_process():
             self._write_config()

@@ -64,6 +64,9 @@ def test_run_resumes_an_unfinished_fit(tmp_path):
     assert expand("fit", ["--run", folder]) == expected
     with pytest.raises(UserError, match="not finished"):
         expand("validate", [f"--run={folder}"])
+    for option in ("--out", "--ckpt_path"):
+        with pytest.raises(UserError, match=f"leave {option} away"):
+            expand("fit", ["--run", folder, option, "x"])
 
 
 def test_run_scores_a_finished_fit_and_never_overwrites_it_with_other_settings(tmp_path):
@@ -71,9 +74,13 @@ def test_run_scores_a_finished_fit_and_never_overwrites_it_with_other_settings(t
     expected = ["--config", f"{folder}/config.yaml", "--out", folder, "--ckpt_path", f"{folder}/selected.ckpt"]
     assert expand("validate", ["--run", folder]) == expected
     assert "--trainer.devices" in expand("validate", ["--run", folder, "--trainer.devices", "2"])
-    for option in ("--model.init_args.views", "--trainer.limit_val_batches"):
+    for option in ("--model.init_args.views", "--trainer.limit_val_batches", "--trainer.fast_dev_run", "--ckpt_path"):
         with pytest.raises(UserError, match="--out DIR"):
             expand("validate", ["--run", folder, option, "3"])
+    with pytest.raises(UserError, match="--out DIR"):
+        expand("validate", ["--run", folder, "--out", folder, "--model.init_args.views", "multi_scale"])
+    other = expand("validate", ["--run", folder, "--out", "other", "--ckpt_path", "candidate.ckpt"])
+    assert [word for word in other if word.endswith(".ckpt")] == ["candidate.ckpt"]
     assert "other" in expand("validate", ["--run", folder, "--model.init_args.views", "multi_scale", "--out", "other"])
     with pytest.raises(UserError, match="finished"):
         expand("fit", ["--run", folder])

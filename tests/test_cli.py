@@ -126,3 +126,89 @@ def test_help_answers_in_about_a_second():
     started = time.perf_counter()
     subprocess.run([sys.executable, "-m", "sfda.cli", "--help"], check=True, capture_output=True)
     assert time.perf_counter() - started < 3
+
+
+@pytest.mark.medium
+def test_one_bad_image_a_batch_stops_nothing(town, source_model, sfda, tmp_path, capsys):
+    import shutil
+
+    shutil.copytree(town, tmp_path / "town")
+    for split in ("train", "val"):
+        image = sorted((tmp_path / "town/cityscapes/leftImg8bit" / split).rglob("*.png"))[0]
+        image.write_bytes(image.read_bytes()[:-40])
+    alone = ["--data.init_args.val_batch_size", 1, "--data.init_args.batch_size", 1]
+    alone += ["--data.init_args.samples_per_epoch", 16]
+    arguments = [*tiny_arguments("label_calibration", tmp_path / "town", source_model), *alone]
+    assert sfda("fit", *arguments, "--out", tmp_path / "run") == 0
+    assert sfda("validate", "--run", tmp_path / "run") == 0
+    assert "1 bad pairs were left out" in capsys.readouterr().err
+    arguments = [*tiny_arguments("target_oracle", tmp_path / "town", source_model), *alone]
+    assert sfda("fit", *arguments, "--out", tmp_path / "trained") == 2
+    assert "no pair of a whole training batch" in capsys.readouterr().err
+
+
+@pytest.mark.medium
+def test_without_labels_there_are_label_free_scores(town, source_model, sfda, tmp_path, capsys):
+    import shutil
+
+    shutil.copytree(town / "cityscapes", tmp_path / "cityscapes")
+    shutil.rmtree(tmp_path / "cityscapes/gtFine")
+    arguments = tiny_arguments("source_only", tmp_path, source_model)
+    assert sfda("validate", *arguments, "--out", tmp_path / "run") == 0
+    assert "only label-free scores of the target domain" in capsys.readouterr().err
+    row = json.loads((tmp_path / "run/result.json").read_text())
+    assert row["target_miou"] is None
+    assert row["target_entropy"] > 0
+
+
+@pytest.mark.medium
+def test_a_method_that_was_never_fitted_is_not_scored_as_if(town, source_model, sfda, tmp_path, capsys):
+    assert sfda("validate", *tiny_arguments("target_oracle", town, source_model), "--out", tmp_path / "run") == 2
+    assert "has to be fitted first" in capsys.readouterr().err
+    assert not (tmp_path / "run/result.json").exists()
+
+
+@pytest.mark.medium
+def test_a_pass_that_was_cut_short_is_no_result(town, source_model, sfda, tmp_path, capsys):
+    arguments = [*tiny_arguments("ada_bn", town, source_model), "--trainer.max_time", "00:00:00:00"]
+    assert sfda("fit", *arguments, "--out", tmp_path / "run") == 2
+    assert "ended before its work was done" in capsys.readouterr().err
+    assert not (tmp_path / "run/selected.ckpt").exists()
+
+
+@pytest.mark.medium
+def test_a_run_scored_elsewhere_keeps_its_weights_and_facts(town, source_model, sfda, tmp_path):
+    """Scored in another folder with other views, and scored there again: the adapted model both times."""
+    arguments = [*tiny_arguments("target_oracle", town, source_model), "--model.init_args.lr", "0.1"]
+    assert sfda("fit", *arguments, "--out", tmp_path / "a") == 0
+    more = ["--model.init_args.views", "multi_scale", "--out", tmp_path / "b"]
+    assert sfda("validate", "--run", tmp_path / "a", *more) == 0
+    first = json.loads((tmp_path / "b/result.json").read_text())
+    assert sfda("validate", "--run", tmp_path / "b") == 0
+    again = json.loads((tmp_path / "b/result.json").read_text())
+    assert first == again
+    assert first["views"] == "multi_scale"
+    assert first["adapt_seconds"] is not None
+    state, source = (
+        torch.load(path, weights_only=True)["state_dict"] for path in (tmp_path / "b/selected.ckpt", source_model)
+    )
+    assert any(not torch.equal(value, source[key]) for key, value in state.items())
+
+
+@pytest.mark.medium
+def test_a_later_data_file_undoes_all_of_an_earlier_one(town, tmp_path, sfda, capsys):
+    """Where the later file is silent its defaults hold, for the domains' own options too."""
+    from sfda.lightning_cli import complete_fragments
+
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "class_path: sfda.data.datamodule.DomainAdaptationDataModule\n"
+        "init_args: {target: {layout: folder, root: here}, batch_size: 3}\n"
+    )
+    words = complete_fragments(["--data", str(path)])
+    given = dict(zip(words[::2], words[1::2], strict=True))
+    assert given["--data.init_args.target.val_labels"] == "val/labels"
+    assert given["--data.init_args.target.classes"] == "null"
+    assert given["--data.init_args.source"] == "null"
+    assert given["--data.init_args.crop"] == "null"
+    assert "--data.init_args.batch_size" not in given

@@ -14,6 +14,7 @@ def build(num_classes: int) -> nn.Module:
                 nn.Conv2d(8, 16, 3, stride=2, padding=1, bias=False),
                 nn.BatchNorm2d(16),
                 nn.ReLU(),
+                nn.Dropout2d(0.2),  # what a resumed run has to draw again
             )
             self.classifier = nn.Conv2d(16, num_classes, 1)
 

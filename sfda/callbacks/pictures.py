@@ -50,7 +50,7 @@ class Pictures(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep the first images of a domain."""
-        if trainer.state.fn != "validate" or not trainer.is_global_zero:
+        if trainer.state.fn != "validate" or not trainer.is_global_zero or outputs is None:
             return
         assert isinstance(pl_module, Method)
         domain = list(pl_module.datamodule.validation_sets)[dataloader_idx]

@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from sfda.callbacks.selection import Selector
 from sfda.data.label_spaces import SYNTHIA16, ClassSet
+from sfda.errors import UserError
 from sfda.methods.base import Method
 from sfda.methods.trained import count_trained
 
@@ -69,7 +70,16 @@ class RunFolder(Callback):
             torch.cuda.reset_peak_memory_stats()
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Keep the chosen checkpoint and write the row, its scores still empty."""
+        """Keep the chosen checkpoint and write the row, its scores still empty.
+
+        Raises:
+            UserError: the fit ended before it had changed anything.
+        """
+        assert isinstance(pl_module, Method)
+        if getattr(trainer, "fast_dev_run", False):
+            return
+        if not pl_module.fit_is_complete:
+            raise UserError(f"the fit of {type(pl_module).__name__} ended before its work was done: there is no result")
         seconds = self._seconds()
         chosen, selected_by, step = self.folder / "last.ckpt", "last", trainer.global_step
         if step == 0:  # no optimizer ever stepped: ModelCheckpoint has written nothing
@@ -80,7 +90,6 @@ class RunFolder(Callback):
                 step = selector.selected["step"]
         if trainer.is_global_zero:
             _link(chosen, self.folder / "selected.ckpt")
-            assert isinstance(pl_module, Method)
             facts = {
                 "selected_by": selected_by,
                 "selected_step": step,
@@ -90,11 +99,20 @@ class RunFolder(Callback):
             _write_json(self.row_path, self._row(pl_module, facts, {}))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Fill in the scores after `sfda validate`."""
-        if trainer.state.fn != "validate" or not trainer.is_global_zero:
+        """Fill in the scores after `sfda validate`, and keep what was scored beside them."""
+        if trainer.state.fn != "validate" or getattr(trainer, "fast_dev_run", False):
             return
         assert isinstance(pl_module, Method)
-        stored = json.loads(self.row_path.read_text()) if self.row_path.exists() else {}
+        selected = self.folder / "selected.ckpt"
+        if trainer.ckpt_path is None:
+            trainer.save_checkpoint(selected, weights_only=True)
+        if not trainer.is_global_zero:
+            return
+        fit = self.row_path
+        if trainer.ckpt_path is not None and not selected.exists():
+            _link(Path(trainer.ckpt_path), selected)
+            fit = Path(trainer.ckpt_path).parent / self.row_path.name
+        stored = json.loads(fit.read_text()) if fit.exists() else {}
         _write_json(self.row_path, self._row(pl_module, {}, pl_module.results) | _facts_of_fit(stored))
 
     def _row(self, method: Method, fit: dict[str, Any], results: Results) -> dict[str, Any]:
@@ -149,10 +167,15 @@ def peak_memory_mb() -> float:
 
 def git_commit() -> str | None:
     """Commit of the code that runs, marked ``-dirty`` where it differs; None outside a checkout."""
-    folder = Path(__file__).resolve().parent
-    command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"]
+    file = Path(__file__).resolve()
+
+    def git(*command: str) -> str:
+        words = ["git", "-C", str(file.parent), *command]
+        return subprocess.run(words, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        git("ls-files", "--error-unmatch", file.name)  # an environment may lie in somebody else's checkout
+        return git("describe", "--always", "--abbrev=12", "--dirty", "--exclude=*")
     except (OSError, subprocess.SubprocessError):
         return None
 

@@ -74,7 +74,11 @@ class Selector(ModelCheckpoint):
                     "read: use SelectByEntropy, which needs none"
                 )
             raise UserError(f"{name} monitors {self.score!r}, which is not among the scores of a validation")
-        if trainer.limit_val_batches == 0 or (trainer.max_epochs or 1) < (trainer.check_val_every_n_epoch or 1):
+        if not trainer.max_epochs or trainer.max_epochs < 1:
+            raise UserError(
+                f"{name} chooses among the last epochs of a fit: say how many there are, --trainer.max_epochs"
+            )
+        if trainer.limit_val_batches == 0 or trainer.max_epochs < (trainer.check_val_every_n_epoch or 1):
             raise UserError(f"{name} chooses by the validation scores of a fit, and this fit validates nothing")
         self.domain: DomainName = domain
         self.monitor = f"{domain}/{self.score}"
@@ -129,9 +133,15 @@ class Selector(ModelCheckpoint):
         return {**super().state_dict(), "candidates": self.candidates}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Candidates and best checkpoint of the fit that goes on."""
+        """Candidates and best checkpoint of the fit that goes on, in its run folder of now."""
         self.candidates = list(state_dict["candidates"])
-        super().load_state_dict(state_dict)
+
+        def here(path: str) -> str:
+            return str(Path(str(self.dirpath), Path(path).name)) if path else path
+
+        moved = {key: here(state_dict[key]) for key in ("best_model_path", "kth_best_model_path", "last_model_path")}
+        best = {here(path): value for path, value in state_dict["best_k_models"].items()}
+        super().load_state_dict({**state_dict, **moved, "best_k_models": best, "dirpath": self.dirpath})
 
 
 def _known_scores(classes: ClassSet, with_labels: bool) -> set[str]:

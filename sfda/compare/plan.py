@@ -36,7 +36,7 @@ class Stage:
     Attributes:
         experiment: Its name within the benchmark.
         seed: Its seed.
-        folder: Its run folder.
+        out: Folder of the comparison.
         arguments: What follows ``sfda fit`` (or ``sfda validate`` for a method without a fit).
         needs: Experiments whose selected checkpoints it reads.
         fitted: Whether it has a fit.
@@ -44,10 +44,15 @@ class Stage:
 
     experiment: str
     seed: int
-    folder: Path
+    out: Path
     arguments: tuple[str, ...]
     needs: tuple[str, ...] = field(default=())
     fitted: bool = True
+
+    @property
+    def folder(self) -> Path:
+        """Its run folder."""
+        return self.out / self.experiment / f"seed{self.seed}"
 
     def command(self, subcommand: str = "fit") -> str:
         """What a user would type."""
@@ -55,7 +60,7 @@ class Stage:
 
     def fingerprint(self) -> str:
         """Hash of the command and of every config it names: another one means that settings have changed."""
-        digest = hashlib.sha256(self.command().encode())
+        digest = hashlib.sha256(self.command().replace(str(self.out), "").encode())
         for argument in experiment_arguments(self.arguments[0]):
             if argument.endswith(".yaml"):
                 for path in _with_references(Path(argument)):
@@ -119,7 +124,7 @@ def make_stage(benchmark: str, experiment: str, seed: int, out: Path) -> Stage:
     options = {**model["init_args"], **((override.get("model") or {}).get("init_args") or {})}
     # What adapts online does so while it is scored.
     fitted = not str(model["class_path"]).endswith(f".{VALIDATED_ONLY}") and not options.get("online")
-    return Stage(experiment, seed, folder, tuple(arguments), tuple(dict.fromkeys(needs)), fitted)
+    return Stage(experiment, seed, out, tuple(arguments), tuple(dict.fromkeys(needs)), fitted)
 
 
 def _leaves(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

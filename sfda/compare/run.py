@@ -59,7 +59,9 @@ def compare(config: str, out: Path) -> int:
 
 def _fit(console: Console, stage: Stage, title: str) -> None:
     if (stage.folder / "result.json").exists():
-        console.print(f"✓ {title} (finished before)", style="dim")
+        known = (stage.folder / "settings.sha256").exists()
+        note = "finished before" if known else "finished by hand: its settings are not checked"
+        console.print(f"✓ {title} ({note})", style="dim")
         return
     stage.folder.mkdir(parents=True, exist_ok=True)
     (stage.folder / "settings.sha256").write_text(stage.fingerprint() + "\n")

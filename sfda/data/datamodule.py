@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from sfda.data.datasets import Batch, EvaluationSet, Item, Size, TrainingSet, collate, to_device_format
+from sfda.data.errors import MissingLabels
 from sfda.data.label_spaces import ClassSet, Lookup, load_class_set, score_groups
 from sfda.data.readers import Domain, SegmentationSet
 from sfda.data.sampling import EvaluationSampler, TrainingSampler, run_seed
@@ -31,8 +32,8 @@ class DomainAdaptationDataModule(L.LightningDataModule):
 
     While fitting, the training set holds the images, and where declared the labels, of the domains that the method
     reads. Validation during a fit looks at the target (the source for a method that reads no target images), with
-    labels only where the method reads that domain's labels. `validate` scores the labelled validation sets of both
-    domains; a source whose folder is not there is left out with a warning.
+    labels only where the method reads that domain's labels. `validate` scores the validation sets of both domains,
+    by labels where there are any; a source whose folder is not there is left out with a warning.
 
     A training batch is ``{"target": {...}, "source": {...}}`` with the domains that are read; see
     `sfda.data.datasets.collate` for what stands in each.
@@ -109,12 +110,26 @@ class DomainAdaptationDataModule(L.LightningDataModule):
             self.validation_sets = {domain: self._open(domain, "val", f"{domain}_labels" in reads, self.score_classes)}
             self._check_batch_size()
         elif stage == "validate":
-            self.validation_sets = {"target": self._open("target", "val", True, self.score_classes)}
+            self.validation_sets = {"target": self._open_to_score("target")}
             if (source := self.domains["source"]) is not None:
                 if Path(source.root).exists():
-                    self.validation_sets["source"] = self._open("source", "val", True, self.score_classes)
+                    self.validation_sets["source"] = self._open_to_score("source")
                 else:
                     warnings.warn(f"{source.root} does not exist: the source domain is not scored", stacklevel=1)
+        world = self._world()[0]
+        for name, samples in self.validation_sets.items():
+            if len(samples) < world:
+                raise UserError(
+                    f"the {name} validation set has {len(samples)} images for {world} processes: use fewer "
+                    "--trainer.devices"
+                )
+
+    def _open_to_score(self, name: DomainName) -> SegmentationSet:
+        try:
+            return self._open(name, "val", True, self.score_classes)
+        except MissingLabels as missing:
+            warnings.warn(f"only label-free scores of the {name} domain: {missing}", stacklevel=1)
+            return self._open(name, "val", False, self.score_classes)
 
     def _open(
         self, name: DomainName, split: Literal["train", "val"], labels: bool, wanted: ClassSet
@@ -182,7 +197,7 @@ class DomainAdaptationDataModule(L.LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Bytes to floats, on the device."""
-        if "image" in batch:
+        if "name" in batch:
             return to_device_format(batch)
         return {domain: to_device_format(part) for domain, part in batch.items()}
 

@@ -92,17 +92,16 @@ def collate(items: Sequence[Item]) -> Batch:
 
     Returns:
         ``name``: list of B names; ``image`` (B, 3, H, W) uint8; where the items have them ``label`` (B, H, W) uint8,
-        ``valid`` (B, H, W) bool and ``strong`` (B, 3, H, W) uint8; ``skipped``: list of messages.
+        ``valid`` (B, H, W) bool and ``strong`` (B, 3, H, W) uint8; ``skipped``: list of messages. A batch of bad pairs
+        alone has no ``image``.
 
     Raises:
-        UserError: images of different sizes meet in one batch, or no pair of the batch is readable.
+        UserError: images of different sizes meet in one batch.
     """
     faults = [str(item) for item in items if isinstance(item, BadPair)]
     good = [item for item in items if not isinstance(item, BadPair)]
-    if not good:
-        raise UserError("no pair of a whole batch can be used:\n  " + "\n  ".join(faults))
     batch: Batch = {"name": [item["name"] for item in good], "skipped": faults}
-    for key in good[0]:
+    for key in good[0] if good else ():
         if key == "name":
             continue
         tensors = [item[key] for item in good]
@@ -115,6 +114,11 @@ def collate(items: Sequence[Item]) -> Batch:
             )
         batch[key] = torch.stack(tensors)
     return batch
+
+
+def has_images(batch: Batch) -> bool:
+    """Whether every domain of a training batch has an image left."""
+    return all(part["name"] for part in batch.values())
 
 
 def to_device_format(batch: Batch) -> Batch:

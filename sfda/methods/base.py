@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import lightning as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
 from sfda.data.label_spaces import SYNTHIA13, SYNTHIA16
@@ -129,6 +130,16 @@ class Method(L.LightningModule, ABC):
         return self.trainer.datamodule  # type: ignore[attr-defined, no-any-return]
 
     @property
+    def has_fit(self) -> bool:
+        """Whether there is something to fit; otherwise the method is scored as it starts from the source model."""
+        return is_overridden("training_step", self, L.LightningModule)
+
+    @property
+    def fit_is_complete(self) -> bool:
+        """Whether a fit that has ended did what it is for, so that its weights may pass for a result."""
+        return self.trainer.global_step > 0
+
+    @property
     def run_folder(self) -> Path:
         """Where this run writes its reports."""
         return Path(self.trainer.default_root_dir)
@@ -158,17 +169,17 @@ class Method(L.LightningModule, ABC):
         self._has_run_weights = True
 
     def on_validation_start(self) -> None:
-        """`validate` without a checkpoint scores the source model; without that either, nothing.
+        """`validate` needs the weights of a fit; a method without one starts from the source model.
 
         Raises:
-            UserError: there are no weights but random ones.
+            UserError: there are no weights, or those of the source model would be taken for those of a fit.
         """
         if self.trainer.state.fn != "validate" or self._has_run_weights:
             return
-        if self.source_checkpoint is None:
+        if self.has_fit:
             raise UserError(
-                "there is nothing to validate: give --ckpt_path (a checkpoint of this method), "
-                "--run (a run folder), or --model.init_args.source_checkpoint (a source model as it is)"
+                f"there is nothing to validate: {type(self).__name__} has to be fitted first. Give --run (a run folder)"
+                " or --ckpt_path (a checkpoint of this method); SourceOnly scores a source model as it is"
             )
         self.initialise_from_source()
 
@@ -181,8 +192,10 @@ class Method(L.LightningModule, ABC):
             return probabilities
         return group_probabilities(probabilities, torch.from_numpy(groups).long(), len(self.datamodule.score_classes))
 
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """Score a batch; the probabilities go to whoever draws them."""
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor | None:
+        """Score a batch; the probabilities go to whoever draws them. None for a batch of bad pairs alone."""
+        if not batch["name"]:
+            return None
         domain, metrics = list(self.domain_metrics.items())[dataloader_idx]
         assert isinstance(metrics, SegmentationMetrics)
         label = batch.get("label")

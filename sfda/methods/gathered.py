@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sfda.data.datasets import has_images
 from sfda.methods.base import Method
 
 if TYPE_CHECKING:
@@ -28,6 +29,12 @@ class GatheredMethod(Method):
     def __init__(self, **base: Any) -> None:
         super().__init__(**base)
         self.automatic_optimization = False
+        self._finished = False
+
+    def prepare_fit(self) -> None:
+        """Initial weights; one pass is all there is."""
+        super().prepare_fit()
+        self.trainer.fit_loop.max_epochs = 1
 
     @abstractmethod
     def gather(self, batch: Batch) -> None:
@@ -38,13 +45,19 @@ class GatheredMethod(Method):
         """Change the network from what was gathered; called once, after the last batch and before validation."""
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Gather; after the last batch of the last epoch, finish."""
+        """Gather; after the last batch, finish."""
         self.network.eval()
         with torch.no_grad():
-            self.gather(batch)
-            last_epoch = self.trainer.current_epoch + 1 == self.trainer.max_epochs
-            if last_epoch and self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            if has_images(batch):
+                self.gather(batch)
+            if self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
                 self.finish()
+                self._finished = True
+
+    @property
+    def fit_is_complete(self) -> bool:
+        """A pass that was cut short has changed nothing."""
+        return self._finished
 
     def configure_optimizers(self) -> None:
         """None."""

@@ -89,6 +89,11 @@ class LabelCalibration(GatheredMethod):
         self._sample = UniformSample(ONLINE_SAMPLE if self.online else SAMPLE // processes, (run_seed(), rank))
         self._seconds = {"forward": 0.0, "prototypes": 0.0, "prediction": 0.0}
 
+    @property
+    def has_fit(self) -> bool:
+        """Online there is nothing to fit: the method adapts while it is scored."""
+        return not self.online
+
     def setup(self, stage: str) -> None:
         """Settle what can be done.
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sfda.data.datasets import has_images
+from sfda.data.sampling import run_seed
+from sfda.errors import UserError
 from sfda.methods.base import Method
 from sfda.networks.batch_norm import average_running_statistics
 
@@ -70,7 +74,16 @@ class TrainedMethod(Method):
             parameter.requires_grad_(id(parameter) in trained)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Sum and log the losses."""
+        """Sum and log the losses.
+
+        What the model draws (dropout, mixing) is a function of seed, batch and rank, so that a resumed run draws it
+        again.
+        """
+        if not has_images(batch):
+            faults = "\n  ".join(fault for part in batch.values() for fault in part["skipped"])
+            raise UserError(f"no pair of a whole training batch can be used:\n  {faults}")
+        drawn = np.random.SeedSequence([run_seed(), self.trainer.fit_loop.epoch_loop.total_batch_idx, self.global_rank])
+        torch.manual_seed(int(drawn.generate_state(1)[0]))
         losses = self.compute_losses(batch)
         total = torch.stack(list(losses.values())).sum()
         size = len(next(iter(batch.values()))["name"])

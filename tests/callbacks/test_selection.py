@@ -103,8 +103,12 @@ def test_a_resumed_fit_remembers_its_candidates(town, sfda, tmp_path):
         patch.setattr("sfda.callbacks.skipped_files.SkippedFiles.on_train_batch_start", die)
         with pytest.raises(Death):
             fit(sfda, town, tmp_path / "part", callbacks)
-    assert sfda("fit", "--run", tmp_path / "part") == 0
-    whole, part = (json.loads((tmp_path / name / "selection.json").read_text()) for name in ("whole", "part"))
+    moved = tmp_path / "moved"  # the folder has another name by now
+    (tmp_path / "part").rename(moved)
+    assert sfda("fit", "--run", moved) == 0
+    kept = torch.load(moved / "selected.ckpt", weights_only=True)
+    assert kept["global_step"] == json.loads((moved / "result.json").read_text())["selected_step"]
+    whole, part = (json.loads((tmp_path / name / "selection.json").read_text()) for name in ("whole", "moved"))
     assert whole == part
 
 
