@@ -19,6 +19,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import torch.distributed as dist
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -66,6 +67,8 @@ def run(subcommand: str, arguments: Sequence[str]) -> None:
     arguments = complete_fragments(arguments)
     sys.argv[1:] = [subcommand, *arguments]  # what Lightning's launcher starts further ranks with
     before = dict(os.environ)
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # methods, networks and callbacks of the user's own lie there
     try:
         CommandLine(
             Method,
@@ -78,6 +81,8 @@ def run(subcommand: str, arguments: Sequence[str]) -> None:
         )
     except ArgumentError as error:
         raise UserError(_shorten(str(error))) from error
+    except MisconfigurationException as error:
+        raise UserError(str(error)) from error
     except ValueError as error:
         if (reason := _user_error_behind(error)) is None:
             raise
@@ -126,9 +131,10 @@ def _left_open(fragment: Path) -> dict[str, Any]:
     left_open = {name: value for name, value in defaults.items() if name in optional - {*named, "num_classes"}}
     for domain in ("source", "target"):  # a data set begun by another fragment would shine through in the same way
         if isinstance(named.get(domain), dict):
-            for part in dataclasses.fields(Domain):
-                if part.name not in named[domain] and part.default is not dataclasses.MISSING:
-                    left_open[f"{domain}.{part.name}"] = part.default
+            defaults_of_parts = {part.name: part.default for part in dataclasses.fields(Domain)}
+            if missing := [name for name in ("layout", "root") if name not in named[domain]]:
+                raise UserError(f"{fragment}: {domain} lacks {' and '.join(missing)}")
+            left_open[domain] = {**defaults_of_parts, **named[domain]}
     return left_open
 
 
@@ -244,14 +250,14 @@ class CommandLine(LightningCLI):
         if subcommand == "fit" and not self.model.has_fit:
             raise UserError(f"{type(self.model).__name__} has nothing to fit: score it with `sfda validate`")
         if _is_first_process():
-            self._write_config()
+            self._write_config(goes_on=subcommand == "fit" and self.config[subcommand].get("ckpt_path") is not None)
         super()._run_subcommand(subcommand)
 
-    def _write_config(self) -> None:
+    def _write_config(self, *, goes_on: bool) -> None:
         """What ``--run`` reads: the whole configuration, less what belongs to one call."""
         path = self.folder / "config.yaml"
-        if self.scores_a_run:
-            return  # scoring a run must not change what it was
+        if path.exists() and (self.scores_a_run or goes_on):
+            return  # scoring a run must not change what it was, nor a resume that may fail
         config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.subcommand]
         for key in ("config", "ckpt_path", "weights_only", "verbose", "out"):
             config.pop(key, None)

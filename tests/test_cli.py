@@ -207,8 +207,8 @@ def test_a_later_data_file_undoes_all_of_an_earlier_one(town, tmp_path, sfda, ca
     )
     words = complete_fragments(["--data", str(path)])
     given = dict(zip(words[::2], words[1::2], strict=True))
-    assert given["--data.init_args.target.val_labels"] == "val/labels"
-    assert given["--data.init_args.target.classes"] == "null"
+    target = json.loads(given["--data.init_args.target"])
+    assert (target["root"], target["val_labels"], target["classes"]) == ("here", "val/labels", None)
     assert given["--data.init_args.source"] == "null"
     assert given["--data.init_args.crop"] == "null"
     assert "--data.init_args.batch_size" not in given

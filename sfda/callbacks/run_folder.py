@@ -23,6 +23,7 @@ from sfda.methods.base import Method
 from sfda.methods.trained import count_trained
 
 FIT_FACTS = ("selected_by", "selected_step", "adapt_seconds", "peak_memory_mb")
+SHOWN = (("miou", "mIoU", 100, 1, " %"), ("ece", "ECE", 100, 1, " %"), ("entropy", "entropy", 1, 3, " nats"))
 Results = dict[str, dict[str, float]]
 
 
@@ -97,6 +98,7 @@ class RunFolder(Callback):
                 "peak_memory_mb": peak_memory_mb(),
             }
             _write_json(self.row_path, self._row(pl_module, facts, {}))
+            _say(f"{self.folder / 'selected.ckpt'}: step {step}, selected by {selected_by}")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Fill in the scores after `sfda validate`, and keep what was scored beside them."""
@@ -114,6 +116,14 @@ class RunFolder(Callback):
             fit = Path(trainer.ckpt_path).parent / self.row_path.name
         stored = json.loads(fit.read_text()) if fit.exists() else {}
         _write_json(self.row_path, self._row(pl_module, {}, pl_module.results) | _facts_of_fit(stored))
+        for domain, scores in pl_module.results.items():
+            shown = [
+                f"{text} {factor * scores[name]:.{digits}f}{unit}"
+                for name, text, factor, digits, unit in SHOWN
+                if name in scores
+            ]
+            _say(f"{domain}: {', '.join(shown)}")
+        _say(f"all scores and pictures are in {self.folder}")
 
     def _row(self, method: Method, fit: dict[str, Any], results: Results) -> dict[str, Any]:
         data = method.datamodule
@@ -178,6 +188,10 @@ def git_commit() -> str | None:
         return git("describe", "--always", "--abbrev=12", "--dirty", "--exclude=*")
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
 
 
 def _link(existing: Path, path: Path) -> None:

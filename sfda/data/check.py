@@ -144,8 +144,11 @@ def _class_sets(options: dict[str, Any], faults: list[str]) -> tuple[ClassSet, C
 
 def _list_split(report: SplitReport, classes: ClassSet, score_classes: ClassSet) -> SplitReport:
     def note(fault: UserError) -> None:
-        adapts_to = (report.name, report.split) == ("target", "train")
-        if isinstance(fault, MissingLabels) and adapts_to and not label_folder(report.domain, report.split).is_dir():
+        if (
+            isinstance(fault, MissingLabels)
+            and report.name == "target"
+            and not label_folder(report.domain, report.split).is_dir()
+        ):
             report.needs_no_labels = True
         else:
             report.found.faults.append(str(fault))

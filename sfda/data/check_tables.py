@@ -36,7 +36,7 @@ def print_tables(reports: Sequence[SplitReport], console: Console) -> None:
         console.print(_class_table(group))
     for report in reports:
         if report.needs_no_labels:
-            console.print(f"{report.title}: no labels (fine: adapting needs none)")
+            console.print(f"{report.title}: no labels (fine: adapting needs none; scoring does)")
         names = [name for name, count in zip(report.classes.names, report.found.images, strict=False) if not count]
         if names and report.found.pixels.any():
             console.print(Text(f"{report.title}: never occurs {', '.join(names)}", style="yellow"), soft_wrap=True)

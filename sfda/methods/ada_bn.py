@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -123,6 +124,9 @@ class AdaBN(GatheredMethod):
     ) -> None:
         if not self.trainer.is_global_zero:
             return
+        sys.stdout.write(
+            f"α = {alpha:g}; scores and the shift of every layer are in {self.run_folder / 'ada_bn.json'}\n"
+        )
         layers = [{**shift._asdict(), "changed": shift.layer in changed} for shift in shifts]
         report = {"alpha": alpha, "scores": scores, "layers": layers}
         (self.run_folder / "ada_bn.json").write_text(json.dumps(report, indent=2) + "\n")
