@@ -178,7 +178,7 @@ def test_a_target_without_training_labels_is_fine(check, tmp_path, rng):
     domain = {"layout": "cityscapes", "root": str(tmp_path / "c")}
     status, text = check(target=domain)
     assert status == 0
-    assert "target train: no labels (fine: adapting needs none)" in text
+    assert "target train: no labels (fine: adapting needs none; scoring does)" in text
     status, text = check(target=domain, source=domain)
     assert status == 1
     assert "✗ source train: " in text
