@@ -36,6 +36,7 @@ from sfda.data.label_spaces import load_class_set
 from sfda.data.readers import Domain
 from sfda.errors import UserError
 from sfda.methods.base import Method, read_checkpoint
+from sfda.methods.trained import TrainedMethod
 
 LAUNCHED = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """Variables that Lightning's launcher sets."""
@@ -224,6 +225,10 @@ class CommandLine(LightningCLI):
         if config.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in given):
             callbacks.append(RichProgressBar() if sys.stdout.isatty() else ProgressLines())
         self.trainer_defaults["callbacks"] = callbacks
+        if config.get("max_epochs") is None and config.get("max_steps", -1) == -1:
+            if self.subcommand == "fit" and isinstance(self.model, TrainedMethod):
+                raise UserError("say how long to train: --trainer.max_epochs N")
+            kwargs["max_epochs"] = 1  # one pass; Lightning would warn that it takes 1000
         kwargs["default_root_dir"] = str(self.folder)
         if config.get("logger") in (None, True):
             kwargs["logger"] = self.subcommand == "fit" and self._csv_logger()

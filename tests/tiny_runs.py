@@ -10,7 +10,14 @@ NETWORK = "tiny_network.build"
 def tiny_arguments(model: str, town: Path, source_checkpoint: Path | None = None) -> list[str]:
     """What follows ``sfda fit`` or ``sfda validate`` for ``configs/model/<model>.yaml``."""
     arguments = ["--config", "experiment/streets/base.yaml", "--model", f"model/{model}.yaml"]
-    arguments += ["--trainer", "trainer/cpu.yaml", "--trainer.enable_progress_bar", "false"]
+    arguments += [
+        "--trainer",
+        "trainer/cpu.yaml",
+        "--trainer.enable_progress_bar",
+        "false",
+        "--trainer.max_epochs",
+        "1",
+    ]
     arguments += ["--model.init_args.network", NETWORK]
     for domain, layout in (("source", "gta5"), ("target", "cityscapes")):
         arguments += [f"--data.init_args.{domain}.root", str(town / layout)]

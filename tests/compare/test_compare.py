@@ -137,7 +137,8 @@ def test_compare_from_nothing_to_a_table(town, tmp_path, monkeypatch, capsys):
         ("source_only", {"source_checkpoint": checkpoint}),
         ("ada_bn+alpha_1", {"source_checkpoint": checkpoint, "alpha": 1.0}),
     ):
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump({"model": {"init_args": {"network": NETWORK, **values}}}))
+        content = {"model": {"init_args": {"network": NETWORK, **values}}, "trainer": {"max_epochs": 1}}
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
     path = write_comparison(tmp_path / "c.yaml", benchmark="tiny", experiments=["source_only", "ada_bn+alpha_1"])
     assert compare(path, Path("runs/out")) == 0
     first = capsys.readouterr().out
