@@ -121,11 +121,15 @@ class TrainedMethod(Method):
             )
         else:
             optimizer = torch.optim.AdamW(groups, self.lr, (self.momentum, 0.999), weight_decay=self.weight_decay)
-        total = max(1, int(self.trainer.estimated_stepping_batches))
 
         def factor(step: int) -> float:
             warmup: float = min(1.0, 0.1 + 0.9 * step / self.warmup_steps) if self.warmup_steps else 1.0
-            return float(warmup * max(0.0, 1 - step / total) ** self.poly_power)
+            if step == 0:
+                # Asking the Trainer for its steps builds the loaders; now is too early: a resumed run does not know its
+                # epoch yet, and workers would prefetch another one.
+                return warmup
+            remaining = 1 - step / max(1, int(self.trainer.estimated_stepping_batches))
+            return float(warmup * max(0.0, remaining) ** self.poly_power)
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
