@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,17 +17,26 @@ from sfda.arguments import experiment_arguments, find_fragment
 from sfda.errors import UserError
 
 VALIDATED_ONLY = "SourceOnly"
-_KEYS = {"benchmark", "experiments", "seeds", "prepare"}
+_KEYS = {"benchmark", "experiments", "seeds", "prepare", "options"}
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A compare file: which experiments of one benchmark stand side by side, with which seeds."""
+    """A compare file: which experiments of one benchmark stand side by side, with which seeds.
+
+    Attributes:
+        benchmark: Folder of the experiments.
+        experiments: Their names.
+        seeds: Every experiment is run with each.
+        prepare: ``sfda`` commands that are run first.
+        options: Command-line words that every run gets, such as another source domain.
+    """
 
     benchmark: str
     experiments: tuple[str, ...]
     seeds: tuple[int, ...]
     prepare: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,15 +87,24 @@ def read_comparison(name: str) -> Comparison:
     path = find_fragment(name)
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(content, Mapping) or not {"benchmark", "experiments", "seeds"} <= set(content) <= _KEYS:
-        raise UserError(f"{path}: a compare file has the keys benchmark, experiments and seeds, and may have prepare")
+        raise UserError(
+            f"{path}: a compare file has the keys benchmark, experiments and seeds, and may have prepare and options"
+        )
     for key, kind in (("experiments", str), ("seeds", int), ("prepare", str)):
         entries = content.get(key, [])
         if not isinstance(entries, list) or not all(isinstance(entry, kind) for entry in entries):
             raise UserError(f"{path}: `{key}` must be a list of {kind.__name__}")
         if len(set(entries)) != len(entries) or (not entries and key != "prepare"):
             raise UserError(f"{path}: `{key}` must name at least one, and none twice")
+    options = content.get("options", {})
+    if not isinstance(options, Mapping):
+        raise UserError(f"{path}: `options` must be nested like a config: {{data: {{init_args: …}}}}")
     return Comparison(
-        content["benchmark"], tuple(content["experiments"]), tuple(content["seeds"]), tuple(content.get("prepare", []))
+        content["benchmark"],
+        tuple(content["experiments"]),
+        tuple(content["seeds"]),
+        tuple(content.get("prepare", [])),
+        tuple(word for key, value in _leaves(options) for word in (f"--{key}", _as_word(value))),
     )
 
 
@@ -98,7 +117,7 @@ def plan(comparison: Comparison, out: Path) -> list[Stage]:
             raise UserError(f"experiments need each other in a circle: {' → '.join((*asked_by, experiment))}")
         if (experiment, seed) in ordered:
             return
-        stage = make_stage(comparison.benchmark, experiment, seed, out)
+        stage = make_stage(comparison.benchmark, experiment, seed, out, comparison.options)
         for needed in stage.needs:
             add(needed, seed, (*asked_by, experiment))
         ordered[experiment, seed] = stage
@@ -109,21 +128,22 @@ def plan(comparison: Comparison, out: Path) -> list[Stage]:
     return list(ordered.values())
 
 
-def make_stage(benchmark: str, experiment: str, seed: int, out: Path) -> Stage:
+def make_stage(benchmark: str, experiment: str, seed: int, out: Path, options: Sequence[str] = ()) -> Stage:
     """The stage of one experiment: checkpoints of other experiments are looked for below `out`."""
     files = [word for word in experiment_arguments(f"{benchmark}/{experiment}") if word.endswith(".yaml")]
     model, override = (yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {} for path in files[1:])
     pattern = re.compile(rf"runs/{re.escape(benchmark)}/([^/]+)/seed\d+/(selected|last)\.ckpt")
     folder = out / experiment / f"seed{seed}"
     arguments = [f"{benchmark}/{experiment}", "--seed_everything", str(seed), "--out", str(folder)]
+    arguments += options
     needs = []
     for key, value in _leaves(override):
         if isinstance(value, str) and (found := pattern.fullmatch(value)):
             needs.append(found[1])
             arguments += [f"--{key}", str(out / found[1] / f"seed{seed}" / f"{found[2]}.ckpt")]
-    options = {**model["init_args"], **((override.get("model") or {}).get("init_args") or {})}
+    model_options = {**model["init_args"], **((override.get("model") or {}).get("init_args") or {})}
     # What adapts online does so while it is scored.
-    fitted = not str(model["class_path"]).endswith(f".{VALIDATED_ONLY}") and not options.get("online")
+    fitted = not str(model["class_path"]).endswith(f".{VALIDATED_ONLY}") and not model_options.get("online")
     return Stage(experiment, seed, out, tuple(arguments), tuple(dict.fromkeys(needs)), fitted)
 
 
@@ -133,6 +153,10 @@ def _leaves(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         return
     for key, value in content.items():
         yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+
+
+def _as_word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _with_references(path: Path) -> Sequence[Path]:

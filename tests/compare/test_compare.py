@@ -60,6 +60,14 @@ def test_a_stage_is_a_command_that_can_be_typed():
     assert make_stage("streets", "ada_bn", 3, Path("runs/x")).fitted
 
 
+def test_options_reach_every_stage(tmp_path):
+    options = {"data": {"init_args": {"crop": [32, 64], "size": None, "source": {"layout": "synthia"}}}}
+    comparison = read_comparison(write_comparison(tmp_path / "c.yaml", options=options))
+    words = "--data.init_args.crop '[32, 64]' --data.init_args.size null --data.init_args.source.layout synthia"
+    for stage in plan(comparison, tmp_path):
+        assert words in stage.command()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -68,6 +76,7 @@ def test_a_stage_is_a_command_that_can_be_typed():
         ({"seeds": ["one"]}, "list of int"),
         ({"experiments": "ada_bn"}, "list of str"),
         ({"nonsense": 1}, "has the keys"),
+        ({"options": ["--seed_everything", "2"]}, "`options` must be nested"),
         ({"experiments": ["ada_bm"]}, "did you mean"),
         ({"benchmark": "streetz"}, "neither a file here"),
     ],
