@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
-import json
 import logging
 import os
 import pkgutil
@@ -12,13 +10,13 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import torch.distributed as dist
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
@@ -33,23 +31,14 @@ from sfda.callbacks.run_folder import RunFolder, last_checkpoint
 from sfda.callbacks.skipped_files import SkippedFiles
 from sfda.data.datamodule import DomainAdaptationDataModule
 from sfda.data.label_spaces import load_class_set
-from sfda.data.readers import Domain
 from sfda.errors import UserError
+from sfda.fragments import complete_fragments
+from sfda.messages import QUIET, shorten, show_warning, user_error_behind
 from sfda.methods.base import Method, read_checkpoint
 from sfda.methods.trained import TrainedMethod
 
 LAUNCHED = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """Variables that Lightning's launcher sets."""
-QUIET = (
-    "does not have many workers",
-    "exists and is not empty",
-    "is smaller than the logging interval",
-    "configure_optimizers. returned .None.",
-    "treespec, LeafSpec",
-    "GPU available but not used",
-    "lr_scheduler.step",
-    "modules? in eval mode at the start of training",
-)
 
 
 def run(subcommand: str, arguments: Sequence[str]) -> None:
@@ -62,30 +51,20 @@ def run(subcommand: str, arguments: Sequence[str]) -> None:
         logging.getLogger(logger).setLevel(logging.WARNING)
     for message in QUIET:
         warnings.filterwarnings("ignore", message=f".*{message}")
-    warnings.showwarning = _show_warning
-    for module in pkgutil.iter_modules(sfda.methods.__path__):  # so that `--model AdaBN` finds its class
-        importlib.import_module(f"{sfda.methods.__name__}.{module.name}")
+    warnings.showwarning = show_warning
     arguments = complete_fragments(arguments)
     sys.argv[1:] = [subcommand, *arguments]  # what Lightning's launcher starts further ranks with
     before = dict(os.environ)
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # methods, networks and callbacks of the user's own lie there
     try:
-        CommandLine(
-            Method,
-            DomainAdaptationDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            save_config_callback=None,
-            auto_configure_optimizers=False,
-            parser_kwargs={name: {"exit_on_error": False} for name in ("fit", "validate")} | {"exit_on_error": False},
-        )
+        CommandLine()
     except ArgumentError as error:
-        raise UserError(_shorten(str(error))) from error
+        raise UserError(shorten(str(error))) from error
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
     except ValueError as error:
-        if (reason := _user_error_behind(error)) is None:
+        if (reason := user_error_behind(error)) is None:
             raise
         raise reason from error
     finally:
@@ -102,54 +81,22 @@ def _leave_the_group(before: dict[str, str]) -> None:
     os.environ.update({name: before[name] for name in LAUNCHED if name in before})
 
 
-def complete_fragments(arguments: Sequence[str]) -> list[str]:
-    """Behind every ``--model FILE`` and ``--data FILE``, the defaults of what the file leaves open.
-
-    Given over another fragment of its class, a file would otherwise keep that one's values wherever it is silent.
-    """
-    completed: list[str] = []
-    for before, word in zip(["", *arguments], arguments, strict=False):
-        completed.append(word)
-        if before in ("--model", "--data") and word.endswith((".yaml", ".yml", ".json")):
-            for name, default in _left_open(Path(word)).items():
-                completed += [
-                    f"{before}.init_args.{name}",
-                    default if isinstance(default, str) else json.dumps(default),
-                ]
-    return completed
-
-
-def _left_open(fragment: Path) -> dict[str, Any]:
-    """Options, with their defaults, that a fragment of a class does not name."""
-    content = yaml.safe_load(fragment.read_text(encoding="utf-8"))
-    if not isinstance(content, dict) or "class_path" not in content:
-        raise UserError(f"{fragment}: a model or data file begins with class_path, then init_args")
-    parser = ArgumentParser()
-    parser.add_class_arguments(_import(content["class_path"], fragment), "options")
-    named = content.get("init_args") or {}
-    optional = {action.dest.split(".")[1] for action in parser._actions if "." in action.dest and not action.required}
-    defaults = parser.get_defaults().options.as_dict()
-    left_open = {name: value for name, value in defaults.items() if name in optional - {*named, "num_classes"}}
-    for domain in ("source", "target"):  # a data set begun by another fragment would shine through in the same way
-        if isinstance(named.get(domain), dict):
-            defaults_of_parts = {part.name: part.default for part in dataclasses.fields(Domain)}
-            if missing := [name for name in ("layout", "root") if name not in named[domain]]:
-                raise UserError(f"{fragment}: {domain} lacks {' and '.join(missing)}")
-            left_open[domain] = {**defaults_of_parts, **named[domain]}
-    return left_open
-
-
-def _import(class_path: str, fragment: Path) -> type:
-    module, _, name = class_path.rpartition(".")
-    try:
-        found: type = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"{fragment}: class_path {class_path} cannot be imported: {error}") from error
-    return found
-
-
 class CommandLine(LightningCLI):
     """Adds the run folder and the link from `classes` to `num_classes`; keeps checkpoints from changing the model."""
+
+    def __init__(self, args: list[str] | None = None) -> None:
+        for module in pkgutil.iter_modules(sfda.methods.__path__):  # so that `--model AdaBN` finds its class
+            importlib.import_module(f"{sfda.methods.__name__}.{module.name}")
+        super().__init__(
+            Method,
+            DomainAdaptationDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            auto_configure_optimizers=False,
+            parser_kwargs={name: {"exit_on_error": False} for name in ("fit", "validate")} | {"exit_on_error": False},
+            args=args,
+        )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """``--out``, ``--experiment``, and `num_classes` from the data."""
@@ -272,33 +219,3 @@ class CommandLine(LightningCLI):
 
 def _is_first_process() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0
-
-
-def _user_error_behind(error: BaseException) -> UserError | None:
-    """The `UserError` of a class that jsonargparse was instantiating: it reports its own error instead."""
-    seen: BaseException | None = error
-    while seen is not None and not isinstance(seen, UserError):
-        seen = seen.__cause__ or seen.__context__
-    return seen
-
-
-def _shorten(message: str) -> str:
-    """The message of jsonargparse without the types that it tried: what a user can act on."""
-    noise = ("Does not validate", "Subtypes:", "Errors:", "- Expected a <class 'NoneType'>", "Given value type:")
-    internal = ("NestedArg(", "Namespace(")
-    lines = [line.strip() for line in message.splitlines()]
-    kept = [
-        line for line in lines if line and not line.startswith(noise) and not any(word in line for word in internal)
-    ]
-    return " ".join(line.removeprefix("- ") for line in kept)
-
-
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    sys.stderr.write(f"warning: {message}\n")

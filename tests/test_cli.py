@@ -198,7 +198,7 @@ def test_a_run_scored_elsewhere_keeps_its_weights_and_facts(town, source_model, 
 @pytest.mark.medium
 def test_a_later_data_file_undoes_all_of_an_earlier_one(town, tmp_path, sfda, capsys):
     """Where the later file is silent its defaults hold, for the domains' own options too."""
-    from sfda.lightning_cli import complete_fragments
+    from sfda.fragments import complete_fragments
 
     path = tmp_path / "mine.yaml"
     path.write_text(

@@ -17,16 +17,7 @@ COMPARISONS = [path.relative_to(CONFIGS).as_posix() for path in sorted(CONFIGS.g
 
 def parse(arguments):
     """The parsed configuration, nothing instantiated."""
-    import importlib
-    import pkgutil
-
-    import sfda.methods
-    from sfda.data.datamodule import DomainAdaptationDataModule
     from sfda.lightning_cli import CommandLine
-    from sfda.methods.base import Method
-
-    for module in pkgutil.iter_modules(sfda.methods.__path__):
-        importlib.import_module(f"sfda.methods.{module.name}")
 
     class Parsed(CommandLine):
         def before_instantiate_classes(self):
@@ -38,15 +29,7 @@ def parse(arguments):
         def _run_subcommand(self, subcommand):
             pass
 
-    return Parsed(
-        Method,
-        DomainAdaptationDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        save_config_callback=None,
-        auto_configure_optimizers=False,
-        args=["fit", *arguments],
-    )
+    return Parsed(["fit", *arguments])
 
 
 def arrived(written, parsed):

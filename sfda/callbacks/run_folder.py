@@ -64,8 +64,8 @@ class RunFolder(Callback):
     def _seconds(self) -> float:
         return self._seconds_before + time.perf_counter() - self._started
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock; loaders and networks are made, nothing is trained yet."""
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Start the clock; networks are made, nothing is labelled or trained yet."""
         self._started = time.perf_counter()
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import lightning as L
 import numpy as np
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch.utils.data import DataLoader
 
 from sfda.data.datasets import Batch, EvaluationSet, Item, Size, TrainingSet, collate, to_device_format
@@ -169,7 +170,7 @@ class DomainAdaptationDataModule(L.LightningDataModule):
             seed = (run_seed(), DOMAINS.index(name))
             permutation_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
             loaders[name] = DataLoader(
-                TrainingSet(samples, self.size, views, seed),
+                TrainingSet(samples, self.size, views, seed, self.method.pseudo_labels if name == "target" else None),
                 batch_size=self.batch_size,
                 sampler=TrainingSampler(len(samples), self._epoch_length(), permutation_seed, epoch, world, rank),
                 num_workers=self.num_workers,
@@ -179,6 +180,43 @@ class DomainAdaptationDataModule(L.LightningDataModule):
                 persistent_workers=self.num_workers > 0,
             )
         return loaders
+
+    def plain_batches(
+        self, name: DomainName, device: torch.device, *, batch_size: int | None = None, shuffled: int | None = None
+    ) -> Iterator[Batch]:
+        """Training images of a domain as the network sees them, outside of the Trainer's own loops.
+
+        Args:
+            name: A domain whose images the method reads.
+            device: Where the batches are wanted.
+            batch_size: Images a batch and process; default `val_batch_size`.
+            shuffled: None for every image exactly once over all ranks, in order. Otherwise the number of images, all
+                ranks together, of a shuffled pass in full batches (what batch statistics need).
+
+        Yields:
+            ``name``, ``image`` (B, 3, H, W) RGB in [0, 1] and ``skipped``; see `sfda.data.datasets.collate`.
+        """
+        samples, (world, rank) = self.training_sets[name], self._world()
+        images: TrainingSet | EvaluationSet
+        sampler: TrainingSampler | EvaluationSampler
+        if shuffled is None:
+            images, sampler = EvaluationSet(samples, self.size), EvaluationSampler(len(samples), world, rank)
+        else:
+            shuffled = min(shuffled, len(samples))
+            batch_size = min(batch_size or self.val_batch_size, shuffled // world)
+            images = TrainingSet(samples, self.size, None, (run_seed(),))
+            sampler = TrainingSampler(len(samples), shuffled, run_seed(), 0, world, rank)
+        loader: DataLoader[Item] = DataLoader(
+            images,
+            batch_size=batch_size or self.val_batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            drop_last=shuffled is not None,
+        )
+        for batch in loader:
+            if batch["name"]:
+                yield to_device_format(move_data_to_device(batch, device))
 
     def val_dataloader(self) -> list[DataLoader[Item]]:
         """One loader a domain of `validation_sets`, in that order."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -15,6 +15,9 @@ from sfda.data.errors import BadPair
 from sfda.data.readers import SegmentationSet
 from sfda.data.transforms import RandomViews, View, resize_image, resize_label
 from sfda.errors import UserError
+
+if TYPE_CHECKING:
+    from sfda.pseudo_labels.store import PseudoLabelStore
 
 Batch = dict[str, Any]
 Item = dict[str, Any] | BadPair
@@ -33,13 +36,22 @@ class TrainingSet(Dataset[Item]):
         size: (height, width) that images and labels are brought to first; None keeps their own.
         views: The random view, or None for plain images.
         seed: Seed of the run and a number of the domain; with the draw it makes the view's seed.
+        pseudo_labels: Labels by name, at the size that the network sees; None where there are none.
     """
 
-    def __init__(self, samples: SegmentationSet, size: Size | None, views: RandomViews | None, seed: Sequence[int]):
+    def __init__(
+        self,
+        samples: SegmentationSet,
+        size: Size | None,
+        views: RandomViews | None,
+        seed: Sequence[int],
+        pseudo_labels: PseudoLabelStore | None = None,
+    ) -> None:
         self.samples = samples
         self.size = size
         self.views = views
         self.seed = tuple(seed)
+        self.pseudo_labels = pseudo_labels
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -52,7 +64,9 @@ class TrainingSet(Dataset[Item]):
         except BadPair as fault:
             return fault
         image = resize_image(sample.image, self.size)
-        label = None if sample.label is None else resize_label(sample.label, self.size)
+        label_key, label = "label", None if sample.label is None else resize_label(sample.label, self.size)
+        if self.pseudo_labels is not None:
+            label_key, label = "pseudo_label", self.pseudo_labels.read(sample.name)
         if self.views is None:
             view = View(image, label, np.ones(image.shape[:2], dtype=np.bool_), None)
         else:
@@ -61,7 +75,7 @@ class TrainingSet(Dataset[Item]):
         if view.strong is not None:
             item["strong"] = _to_tensor(view.strong)
         if view.label is not None:
-            item["label"] = torch.from_numpy(view.label)
+            item[label_key] = torch.from_numpy(view.label)
         return item
 
 
@@ -91,9 +105,9 @@ def collate(items: Sequence[Item]) -> Batch:
     """Stack items into a batch; bad pairs are left out and named under ``skipped``.
 
     Returns:
-        ``name``: list of B names; ``image`` (B, 3, H, W) uint8; where the items have them ``label`` (B, H, W) uint8,
-        ``valid`` (B, H, W) bool and ``strong`` (B, 3, H, W) uint8; ``skipped``: list of messages. A batch of bad pairs
-        alone has no ``image``.
+        ``name``: list of B names; ``image`` (B, 3, H, W) uint8; where the items have them ``label`` and
+        ``pseudo_label`` (B, H, W) uint8, ``valid`` (B, H, W) bool and ``strong`` (B, 3, H, W) uint8; ``skipped``: list
+        of messages. A batch of bad pairs alone has no ``image``.
 
     Raises:
         UserError: images of different sizes meet in one batch.
@@ -127,6 +141,7 @@ def to_device_format(batch: Batch) -> Batch:
     for key in ("image", "strong"):
         if key in batch:
             converted[key] = batch[key].float() / 255
-    if "label" in batch:
-        converted["label"] = batch["label"].long()
+    for key in ("label", "pseudo_label"):
+        if key in batch:
+            converted[key] = batch[key].long()
     return converted

@@ -28,6 +28,7 @@ from sfda.networks.build import build_network
 if TYPE_CHECKING:
     from sfda.data.datamodule import DomainAdaptationDataModule
     from sfda.data.datasets import Batch
+    from sfda.pseudo_labels.store import PseudoLabelStore
 
 Reads = frozenset[str]
 Views = Literal["single", "multi_scale"]
@@ -41,6 +42,8 @@ class Method(L.LightningModule, ABC):
     Class attributes:
         reads: Which of ``source_images``, ``source_labels``, ``target_images``, ``target_labels`` training opens.
             The DataModule opens exactly these. Source-free: no ``source_*``; label-free: no ``target_labels``.
+        pseudo_labels: Labels of the target training images that the method has made itself in `prepare_fit`; the
+            training loader then hands them out under ``pseudo_label``.
         training_view: ``plain`` images, a ``weak`` random view, or ``weak_and_strong`` views of one crop.
 
     Args:
@@ -53,6 +56,7 @@ class Method(L.LightningModule, ABC):
     """
 
     reads: ClassVar[Reads] = frozenset()
+    pseudo_labels: PseudoLabelStore | None = None
     training_view: ClassVar[Literal["plain", "weak", "weak_and_strong"]] = "weak"
 
     def __init__(

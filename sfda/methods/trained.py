@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -66,6 +67,30 @@ class TrainedMethod(Method):
     def after_optimizer_step(self) -> None:
         """Called after a batch only when the optimizer really stepped: the place for EMA updates."""
 
+    def set_modes(self) -> None:
+        """Called before every batch, with the networks in train mode: what is frozen goes to eval mode here."""
+
+    def paused_parameters(self) -> Iterable[nn.Parameter]:
+        """Those of `trainable_parameters` that this step leaves alone.
+
+        ``requires_grad`` must not change during a run: under DDP the ranks would silently diverge.
+        """
+        return ()
+
+    def lr_factor(self, step: int) -> float:
+        """Learning rate of an optimizer step as a multiple of `lr`: linear warm-up, polynomial decay."""
+        warmup: float = min(1.0, 0.1 + 0.9 * step / self.warmup_steps) if self.warmup_steps else 1.0
+        if step == 0:
+            # Asking the Trainer for its steps builds the loaders; now is too early: a resumed run does not know its
+            # epoch yet, and workers would prefetch another one.
+            return warmup
+        remaining = 1 - step / max(1, int(self.trainer.estimated_stepping_batches))
+        return float(warmup * max(0.0, remaining) ** self.poly_power)
+
+    def shared_draws(self) -> np.random.Generator:
+        """Randomness of the current batch that is the same on all ranks, and again after a resume."""
+        return np.random.default_rng([run_seed(), self.trainer.fit_loop.epoch_loop.total_batch_idx])
+
     def prepare_fit(self) -> None:
         """Initial weights; what is not trained asks for no gradient."""
         super().prepare_fit()
@@ -84,6 +109,7 @@ class TrainedMethod(Method):
             raise UserError(f"no pair of a whole training batch can be used:\n  {faults}")
         drawn = np.random.SeedSequence([run_seed(), self.trainer.fit_loop.epoch_loop.total_batch_idx, self.global_rank])
         torch.manual_seed(int(drawn.generate_state(1)[0]))
+        self.set_modes()
         losses = self.compute_losses(batch)
         total = torch.stack(list(losses.values())).sum()
         size = len(next(iter(batch.values()))["name"])
@@ -91,6 +117,11 @@ class TrainedMethod(Method):
         self.log_dict(logged, on_step=True, batch_size=size)
         self.log("train/loss", total.detach(), on_step=True, prog_bar=True, batch_size=size)
         return total
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """An optimizer passes over a parameter without a gradient, momentum and decay included."""
+        for parameter in self.paused_parameters():
+            parameter.grad = None
 
     def on_train_start(self) -> None:
         """Count optimizer steps from where a resumed run stands."""
@@ -122,16 +153,7 @@ class TrainedMethod(Method):
         else:
             optimizer = torch.optim.AdamW(groups, self.lr, (self.momentum, 0.999), weight_decay=self.weight_decay)
 
-        def factor(step: int) -> float:
-            warmup: float = min(1.0, 0.1 + 0.9 * step / self.warmup_steps) if self.warmup_steps else 1.0
-            if step == 0:
-                # Asking the Trainer for its steps builds the loaders; now is too early: a resumed run does not know its
-                # epoch yet, and workers would prefetch another one.
-                return warmup
-            remaining = 1 - step / max(1, int(self.trainer.estimated_stepping_batches))
-            return float(warmup * max(0.0, remaining) ** self.poly_power)
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

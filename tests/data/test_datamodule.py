@@ -18,6 +18,7 @@ class Reader(torch.nn.Module):
         super().__init__()
         self.reads = frozenset(reads)
         self.training_view = view
+        self.pseudo_labels = None
 
 
 def data_module(town, reads, view="weak", **options):

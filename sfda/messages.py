@@ -1,0 +1,51 @@
+"""What a user reads: the libraries' messages without what nobody can act on."""
+
+from __future__ import annotations
+
+import sys
+from typing import TextIO
+
+from sfda.errors import UserError
+
+QUIET = (
+    "does not have many workers",
+    "exists and is not empty",
+    "is smaller than the logging interval",
+    "configure_optimizers. returned .None.",
+    "treespec, LeafSpec",
+    "GPU available but not used",
+    "lr_scheduler.step",
+    "modules? in eval mode at the start of training",
+)
+"""Parts of warnings that are not shown."""
+
+
+def user_error_behind(error: BaseException) -> UserError | None:
+    """The `UserError` of a class that jsonargparse was instantiating: it reports its own error instead."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, UserError):
+        seen = seen.__cause__ or seen.__context__
+    return seen
+
+
+def shorten(message: str) -> str:
+    """The message of jsonargparse without the types that it tried: what a user can act on."""
+    noise = ("Does not validate", "Subtypes:", "Errors:", "- Expected a <class 'NoneType'>", "Given value type:")
+    internal = ("NestedArg(", "Namespace(")
+    lines = [line.strip() for line in message.splitlines()]
+    kept = [
+        line for line in lines if line and not line.startswith(noise) and not any(word in line for word in internal)
+    ]
+    return " ".join(line.removeprefix("- ") for line in kept)
+
+
+def show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A warning as a user reads it, without the place in our code."""
+    sys.stderr.write(f"warning: {message}\n")

@@ -1,0 +1,34 @@
+"""BatchNorm statistics of the target, for methods that estimate them in the middle of a fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from sfda.methods.base import Method
+from sfda.networks.batch_norm import BatchStatistics, Statistics
+
+IMAGES = 256
+"""Images that statistics are estimated on, all ranks together; 16 are enough, more make the estimate repeatable."""
+BATCH = 8
+"""Images a batch and process: every layer sees inputs that batches of this size have normalised."""
+
+
+@torch.no_grad()
+def target_statistics(method: Method, module: nn.Module, forward: Callable[[Tensor], object]) -> Statistics:
+    """Statistics of every BN layer of `module` on target training images, pooled over batches and ranks.
+
+    Gathered as in `sfda.methods.ada_bn.AdaBN`, with the layers in train mode; to be called by all ranks. The images
+    are the same at every call of a run.
+
+    Args:
+        method: The method at work, on its device; it reads target images.
+        module: Its BN layers are looked at; modes and buffers are as before afterwards.
+        forward: Runs images (B, 3, H, W) through all of `module`.
+    """
+    with BatchStatistics(module) as gathered:
+        for batch in method.datamodule.plain_batches("target", method.device, batch_size=BATCH, shuffled=IMAGES):
+            forward(batch["image"])
+    return gathered.reduce().mean_and_variance()
