@@ -67,3 +67,14 @@ def on_two_ranks(tmp_path: Path) -> Callable[[Callable[[int], Any]], list[Any]]:
         return [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
     return run
+
+
+@pytest.fixture(scope="session")
+def value_net_model(town: Path, source_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoint of the same network with a value net."""
+    folder = tmp_path_factory.mktemp("value_net") / "run"
+    arguments = ["fit", *tiny_arguments("value_net_training", town, source_model), "--out", str(folder)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["sfda"])
+        assert main(arguments) == 0
+    return folder / "selected.ckpt"

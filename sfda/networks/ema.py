@@ -20,5 +20,5 @@ def update_average(average: nn.Module, current: nn.Module, momentum: float) -> N
     """
     for old, new in zip(average.parameters(), current.parameters(), strict=True):
         old.lerp_(new, 1 - momentum)
-    for old, new in zip(average.buffers(), current.buffers(), strict=True):
-        old.copy_(new)
+    for buffer, copied in zip(average.buffers(), current.buffers(), strict=True):
+        buffer.copy_(copied)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +30,16 @@ def method_class(model: str) -> type[Method]:
 FITTED = [model for model in MODELS if is_overridden("training_step", method_class(model), Method)]
 
 
-def source_of(model: str, source_model: Path) -> Path | None:
-    return None if model == "source_training" else source_model
+@pytest.fixture
+def source_of(source_model: Path, request: pytest.FixtureRequest) -> Callable[[str], Path | None]:
+    """The checkpoint that a method starts from."""
+
+    def find(model: str) -> Path | None:
+        if model == "source_training":
+            return None
+        return request.getfixturevalue("value_net_model") if model == "cal_sfda" else source_model
+
+    return find
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
@@ -62,8 +71,8 @@ def test_every_option_is_a_scalar(model):
 
 @pytest.mark.medium
 @pytest.mark.parametrize("model", FITTED)
-def test_fit_validate_resume_and_predict(model, town, source_model, sfda, tmp_path):
-    arguments = tiny_arguments(model, town, source_of(model, source_model))
+def test_fit_validate_resume_and_predict(model, town, source_of, sfda, tmp_path):
+    arguments = tiny_arguments(model, town, source_of(model))
     epochs = 1 if issubclass(method_class(model), GatheredMethod) else 3
     whole = tmp_path / "whole"
     assert sfda("fit", *arguments, "--trainer.max_epochs", epochs, "--out", whole) == 0
@@ -131,15 +140,15 @@ def test_source_only_is_validated_never_fitted(town, source_model, sfda, tmp_pat
 
 @pytest.mark.medium
 @pytest.mark.parametrize("model", [model for model in FITTED if "source_images" not in method_class(model).reads])
-def test_a_method_receives_only_what_it_declares(model, town, source_model, sfda, tmp_path):
+def test_a_method_receives_only_what_it_declares(model, town, source_of, sfda, tmp_path):
     """Source root and, unless declared, target label root are gone; a fit neither needs nor notices them."""
     alone = tmp_path / "town"
     shutil.copytree(town / "cityscapes", alone / "cityscapes")
     if "target_labels" not in method_class(model).reads:
         shutil.rmtree(alone / "cityscapes/gtFine")
-    assert sfda("fit", *tiny_arguments(model, alone, source_model), "--out", tmp_path / "run") == 0
+    assert sfda("fit", *tiny_arguments(model, alone, source_of(model)), "--out", tmp_path / "run") == 0
     whole = tmp_path / "with_everything"
-    assert sfda("fit", *tiny_arguments(model, town, source_model), "--out", whole) == 0
+    assert sfda("fit", *tiny_arguments(model, town, source_of(model)), "--out", whole) == 0
     assert_equal_weights(tmp_path / "run/last.ckpt", whole / "last.ckpt")
 
 

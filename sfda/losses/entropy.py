@@ -1,0 +1,104 @@
+"""Entropy of predictions, and the losses that are made of it; no label is read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from sfda.metrics.functional import at_least_float32
+
+_LARGEST_LOGIT = 1e30
+"""Beyond it logits are as good as infinite; up to it, their differences are finite in float32."""
+
+
+class _Entropy(torch.autograd.Function):
+    """``−Σ p · log p`` over dim 1; its derivative ``−p · (log p + H)`` is the one large tensor that is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor) -> Tensor:
+        # Finite logits make 0 · log 0 a zero instead of NaN.
+        log_p = logits.clamp(-_LARGEST_LOGIT, _LARGEST_LOGIT).log_softmax(1)
+        p = log_p.exp()
+        entropy = -(p * log_p).sum(1, keepdim=True)
+        ctx.save_for_backward(log_p.add_(entropy).mul_(p))
+        return entropy.squeeze(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        falling: Tensor = ctx.saved_tensors[0]
+        return falling * -grad.unsqueeze(1)
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Entropy of every pixel's softmax: ``H = −Σ_c p_c · log p_c = logsumexp(z) − Σ_c p_c · z_c``.
+
+    Infinite logits give the limit, with a finite gradient. It can be differentiated once.
+
+    Args:
+        logits: (B, C, ...).
+
+    Returns:
+        (B, ...) in nats, in [0, ln C], at least float32.
+    """
+    pixels: Tensor = _Entropy.apply(at_least_float32(logits))
+    return pixels
+
+
+def mean_entropy(logits: Tensor, valid: Tensor) -> Tensor:
+    """Mean entropy of the real pixels (Tent, arXiv 2006.10726; L_ENT of IAPC, arXiv 2306.01598).
+
+    Args:
+        logits: (B, C, H, W).
+        valid: (B, H, W) bool, False where a pixel is padding.
+
+    Returns:
+        Scalar in nats, in [0, ln C], at least float32; 0 with a gradient where no pixel is valid.
+    """
+    return _mean(entropy(logits), valid)
+
+
+def normalised_entropy(logits: Tensor, valid: Tensor) -> Tensor:
+    """Entropy regulariser of Cal-SFDA: mean of ``(h² + 1e-8)²`` with h = H / (largest H of the batch).
+
+    Implemented from the published description (arXiv 2308.03003). The largest entropy is a constant of the batch: it
+    carries no gradient.
+
+    Args:
+        logits: (B, C, H, W).
+        valid: (B, H, W) bool, False where a pixel is padding.
+
+    Returns:
+        Scalar in [0, 1] (and 2e-8 above it), at least float32; 0 with a gradient where no pixel is valid or none has
+        any entropy.
+    """
+    pixels = torch.where(valid, entropy(logits), 0)
+    largest = pixels.detach().amax()
+    share = pixels / largest.clamp(min=1e-30)  # a smaller divisor would make the gradient overflow
+    return _mean((share**2 + 1e-8) ** 2, valid & (largest > 0))
+
+
+def mean_probability_entropy(logits: Tensor, valid: Tensor) -> Tensor:
+    """Entropy of the mean prediction of the real pixels: large where all classes are in use.
+
+    The diversity term of information maximisation (SHOT, arXiv 2002.08546), whose loss is the mean entropy less this.
+
+    Args:
+        logits: (B, C, H, W).
+        valid: (B, H, W) bool, False where a pixel is padding.
+
+    Returns:
+        Scalar in nats, in [0, ln C], at least float32; 0 with a gradient where no pixel is valid.
+    """
+    probabilities = at_least_float32(logits).softmax(1)
+    total = torch.where(valid.unsqueeze(1), probabilities, 0).sum((0, 2, 3))
+    mean = total / valid.sum().clamp(min=1)
+    # The slope of −p · log p is infinite at 0, where a class is when no pixel gives it any probability.
+    return -(mean * mean.clamp(min=torch.finfo(mean.dtype).tiny).log()).sum()
+
+
+def _mean(pixels: Tensor, valid: Tensor) -> Tensor:
+    return torch.where(valid, pixels, 0).sum() / valid.sum().clamp(min=1)

@@ -1,0 +1,162 @@
+"""Cal-SFDA's third stage: adaptation to the target, guided by the estimated calibration error."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from sfda.losses.entropy import normalised_entropy
+from sfda.losses.negative_learning import complementary_rank, negative_learning
+from sfda.losses.symmetric_cross_entropy import symmetric_cross_entropy
+from sfda.methods.self_training import SelfTraining
+from sfda.methods.value_net_training import ValueNetMethod, load_value_net
+from sfda.pseudo_labels.thresholds import class_weights, effective_number
+
+if TYPE_CHECKING:
+    from sfda.data.datasets import Batch
+
+
+class CalSFDA(ValueNetMethod, SelfTraining):
+    """Self-training whose confidences are scaled by the calibration error that a value net expects of each image.
+
+    Stage 3 of Cal-SFDA (Wang et al., arXiv 2308.03003, section 3.3.3), implemented from the published description.
+    The value net of stage 2 gives ê of every target image; the confidence that thresholds and labels go by is
+    s = (1 − ê)·confidence. In the first epochs only the affine parameters of the BN layers train, then the
+    classifier, with the backbone frozen. The loss is symmetric cross-entropy on the labelled pixels, negative
+    learning and normalised entropy on all.
+
+    `source_checkpoint` is the checkpoint of `ValueNetTraining`, which holds both networks. The mean ê over the
+    validation images is logged as ``target/estimated_ece`` beside their entropy; its quality, where there are labels,
+    is reported by `sfda validate` (see `ValueNetMethod`).
+
+    Args:
+        scaling: ``ece`` scales confidences by 1 − ê; ``none`` leaves them as they are (the ablation), and the value
+            net only reports.
+        warmup_epochs: Epochs in which only BN affine parameters train.
+        train_backbone: Train the backbone too behind the warm-up.
+        ce_weight: Weight of the class-weighted cross-entropy in the symmetric one.
+        rce_weight: Weight of the reverse cross-entropy in the symmetric one.
+        nl_weight: Weight of negative learning.
+        eta: Weight η of the normalised entropy. No published config names it; the default is ours.
+        official_order: Re-estimate the BN statistics after labelling, as the official schedule does, not before.
+        **self_training: Options of `SelfTraining`.
+    """
+
+    label_options: tuple[str, ...] = (*SelfTraining.label_options, "scaling", "official_order")
+
+    def __init__(
+        self,
+        scaling: Literal["ece", "none"] = "ece",
+        warmup_epochs: int = 1,
+        train_backbone: bool = False,
+        ce_weight: float = 0.1,
+        rce_weight: float = 1.0,
+        nl_weight: float = 1.0,
+        eta: float = 1.0,
+        official_order: bool = False,
+        **self_training: Any,
+    ) -> None:
+        super().__init__(**self_training)
+        self.scaling = scaling
+        self.warmup_epochs = warmup_epochs
+        self.train_backbone = train_backbone
+        self.ce_weight = ce_weight
+        self.rce_weight = rce_weight
+        self.nl_weight = nl_weight
+        self.eta = eta
+        self.official_order = official_order
+        self._class_weights = torch.ones(0)
+
+    # ------------------------------------------------------------------ before training
+
+    def initialise_from_source(self) -> None:
+        """Both networks, with the target's BN statistics unless these come later."""
+        if self.source_checkpoint is not None:
+            load_value_net(self.value_net, self.source_checkpoint)
+        super().initialise_from_source()
+
+    def statistics_module(self) -> nn.Module:
+        """The value net sees shifted features too."""
+        return nn.ModuleList([self.network, self.value_net])
+
+    def run_statistics_module(self, images: Tensor) -> object:
+        """Both networks, one behind the other."""
+        return self.value_net(self.network.forward_features(images)[1])
+
+    def label_confidence(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Probabilities (B, C, H, W), and 1 − ê (B,)."""
+        if self.scaling == "none":
+            return super().label_confidence(images)
+        logits, features = self.network.forward_features(images)
+        return logits.float().softmax(dim=1), 1 - self.value_net(features)
+
+    def re_estimate_statistics(self) -> None:
+        """Now, or, in the official order, behind the labelling."""
+        if not self.official_order:
+            super().re_estimate_statistics()
+
+    def prepare_fit(self) -> None:
+        """Weights, labels, class weights."""
+        super().prepare_fit()
+        assert self.pseudo_labels is not None
+        if self.official_order and self.trainer.ckpt_path is None:
+            super().re_estimate_statistics()
+        thresholds = torch.tensor(self.pseudo_labels.report["unscaled_thresholds"])
+        self._class_weights = class_weights(thresholds).to(self.device, torch.float32)
+        if self.trainer.is_global_zero:
+            sys.stdout.write(f"class weights: {float(effective_number(self._class_weights)):.1f} effective classes\n")
+
+    # ------------------------------------------------------------------ training
+
+    @property
+    def in_warmup(self) -> bool:
+        """Whether only the affine parameters of the BN layers train."""
+        return self.current_epoch < self.warmup_epochs
+
+    def trainable_parameters(self) -> list[dict[str, Any]]:
+        """The union of what the warm-up and the rest train: it must not change during a run."""
+        if self.train_backbone:
+            return super().trainable_parameters()
+        parts = self.network.parts()
+        return [
+            {"name": "batch_norm", "params": list(_affine(parts["backbone"]))},
+            {"name": "classifier", "params": list(parts["classifier"].parameters())},
+        ]
+
+    def paused_parameters(self) -> Iterable[nn.Parameter]:
+        """In the warm-up all but BN's affine parameters, then the backbone."""
+        if self.in_warmup:
+            trained = {id(parameter) for parameter in _affine(self.network)}
+            return [parameter for parameter in self.network.parameters() if id(parameter) not in trained]
+        return [] if self.train_backbone else list(self.network.parts()["backbone"].parameters())
+
+    def set_modes(self) -> None:
+        """The value net never trains; a frozen backbone keeps its statistics."""
+        self.value_net.eval()
+        if not self.in_warmup and not self.train_backbone:
+            self.network.parts()["backbone"].eval()
+
+    def compute_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """``sce``, ``nl`` and ``entropy``."""
+        target = batch["target"]
+        logits = self.network(target["image"]).float()
+        rank = complementary_rank(logits.shape[1], self.shared_draws())
+        return {
+            "sce": symmetric_cross_entropy(
+                logits, target["pseudo_label"], self._class_weights, self.ce_weight, self.rce_weight
+            ),
+            "nl": self.nl_weight * negative_learning(logits, rank, target["valid"]),
+            "entropy": self.eta * normalised_entropy(logits, target["valid"]),
+        }
+
+
+def _affine(module: nn.Module) -> Iterator[nn.Parameter]:
+    """Scales and shifts of every BN layer."""
+    for layer in module.modules():
+        if isinstance(layer, _BatchNorm) and layer.affine:
+            yield from layer.parameters(recurse=False)

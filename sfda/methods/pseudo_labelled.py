@@ -1,0 +1,73 @@
+"""Methods that label the target themselves before they train on it."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+
+from sfda.methods.base import read_checkpoint
+from sfda.methods.trained import TrainedMethod
+from sfda.networks.segmenter import eval_mode
+from sfda.pseudo_labels.store import PseudoLabelStore, weights_hash
+
+
+class PseudoLabelledMethod(TrainedMethod):
+    """Pseudo-labels are made once, with the source model, before the loaders are built.
+
+    They lie in ``pseudo_labels/`` of the run folder. A fit that is interrupted while it labels goes on where it was;
+    labels made from other weights, of other classes or with other options are made anew.
+
+    Class attributes:
+        label_options: Names of the hyper-parameters that change the labels.
+
+    Args:
+        **trained: Options of `TrainedMethod`.
+    """
+
+    label_options: tuple[str, ...] = ()
+
+    def __init__(self, **trained: Any) -> None:
+        super().__init__(**trained)
+        self._source_hash = ""
+
+    @abstractmethod
+    def make_labels(self, store: PseudoLabelStore) -> None:
+        """Label every target training image.
+
+        Called on all ranks with the weights of the source model, on the device, in eval mode, without gradients.
+        """
+
+    def prepare_fit(self) -> None:
+        """Initial weights, then labels; a resumed run uses those it has."""
+        self.to(self.trainer.strategy.root_device)
+        resumed = self.trainer.ckpt_path is not None
+        super().prepare_fit()
+        if resumed:
+            self._source_hash = read_checkpoint(str(self.trainer.ckpt_path))["source_hash"]
+        else:
+            self._source_hash = weights_hash(self)
+        store = PseudoLabelStore(self.run_folder / "pseudo_labels", self._identity())
+        store.open()
+        if not store.complete:
+            if resumed:  # its own weights are loaded later
+                self.initialise_from_source()
+            with eval_mode(self), torch.no_grad():
+                self.make_labels(store)
+        self.pseudo_labels = store
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """What the labels were made from."""
+        checkpoint["source_hash"] = self._source_hash
+
+    def _identity(self) -> dict[str, Any]:
+        data = self.datamodule
+        return {
+            "method": type(self).__name__,
+            "source_weights": self._source_hash,
+            "classes": list(data.classes.names),
+            "images": data.domains["target"].root if data.domains["target"] else None,
+            "size": list(data.size) if data.size else None,
+            **{option: self.hparams[option] for option in self.label_options},
+        }

@@ -1,0 +1,225 @@
+"""The value net: trained on source to estimate an image's calibration error, and how well it does so."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from sfda.data.label_spaces import IGNORE
+from sfda.errors import UserError
+from sfda.losses.calibration import image_ece
+from sfda.methods.base import read_checkpoint
+from sfda.methods.trained import TrainedMethod
+from sfda.metrics.ece_estimate import EceEstimateQuality, estimate_scatter
+from sfda.networks.batch_norm import average_running_statistics
+from sfda.networks.value_net import ValueNet
+
+if TYPE_CHECKING:
+    from sfda.data.datasets import Batch
+
+REPORT_BINS = 10
+"""Bins of the true ECE that estimates are compared with."""
+
+
+class ValueNetMethod(TrainedMethod):
+    """A trained method that carries a value net, and reports how good its estimates are.
+
+    Every validation logs ``<domain>/estimated_ece``, the mean estimate over the images, and, where labels may be
+    read, ``<domain>/value_net_`` ``pearson``, ``spearman``, ``mae`` and ``true_ece``: against the class-averaged ECE
+    of each image (10 bins, the scored classes, the labels' size, the method's own probabilities). `sfda validate`
+    also writes ``value_net.json``, every image's estimate and truth, and ``value_net_<domain>.png`` into the run
+    folder.
+
+    Args:
+        **trained: Options of `TrainedMethod`.
+    """
+
+    def __init__(self, **trained: Any) -> None:
+        super().__init__(**trained)
+        self.value_net = ValueNet(self.network.feature_channels())
+        self.estimate_quality = nn.ModuleDict()
+        self._names: dict[str, list[str]] = {}
+        self._scored_images: Tensor | None = None
+        self._estimates = torch.empty(0)
+
+    def probabilities_and_ece(self, images: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Class probabilities (B, C, *size) of images (B, 3, H, W) and their estimated ECE (B,), in one pass."""
+        logits, features = self.network.forward_features(images)
+        estimates: Tensor = self.value_net(features)
+        return self.network.resize(logits.float(), size).softmax(dim=1), estimates
+
+    def single_view_probabilities(self, images: Tensor, size: tuple[int, int]) -> Tensor:
+        """See `Method`; of the images being scored, and of none of their other views, the estimate is kept."""
+        if images is not self._scored_images:
+            return super().single_view_probabilities(images, size)
+        probabilities, self._estimates = self.probabilities_and_ece(images, size)
+        return probabilities
+
+    # ------------------------------------------------------------------ quality
+
+    def setup(self, stage: str) -> None:
+        """One quality of estimates a validation set."""
+        super().setup(stage)
+        sets = self.datamodule.validation_sets.items()
+        self.estimate_quality = nn.ModuleDict(
+            {name: EceEstimateQuality(with_labels=samples.with_labels) for name, samples in sets}
+        )
+        self._names = {name: [] for name, _ in sets}
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor | None:
+        """Score a batch, and the estimates of its errors."""
+        self._scored_images = batch.get("image")
+        probabilities = super().validation_step(batch, batch_idx, dataloader_idx)
+        self._scored_images = None
+        if probabilities is not None:
+            domain, quality = list(self._qualities().items())[dataloader_idx]
+            quality.update(self._estimates, _true_ece(probabilities, batch.get("label")))
+            self._names[domain] += batch["name"]
+        return probabilities
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the quality with the other scores; after `sfda validate`, report it."""
+        super().on_validation_epoch_end()
+        for domain, quality in self._qualities().items():
+            for name, value in quality.compute().items():
+                key = name if name == "estimated_ece" else f"value_net_{name}"
+                self.results[domain][key] = float(value)
+                if value == value:  # no NaN in a log
+                    self.log(f"{domain}/{key}", float(value), sync_dist=True)
+        if self.trainer.state.fn == "validate":
+            self._report()
+        for domain, quality in self._qualities().items():
+            quality.reset()
+            self._names[domain].clear()
+
+    def _qualities(self) -> dict[str, EceEstimateQuality]:
+        return dict(self.estimate_quality.items())  # type: ignore[arg-type]
+
+    def _report(self) -> None:
+        report = {}
+        for domain, quality in self._qualities().items():
+            scores = {name: float(value) for name, value in quality.compute().items()}
+            estimates, truths = quality.pairs()
+            rows = zip(_of_all_ranks(self._names[domain]), estimates.tolist(), truths.tolist(), strict=True)
+            images = [
+                {"name": name, "estimate": _or_none(estimate), "truth": _or_none(truth)}
+                for name, estimate, truth in sorted(rows)
+            ]
+            report[domain] = {**{name: _or_none(value) for name, value in scores.items()}, "images": images}
+            if quality.with_labels and self.trainer.is_global_zero:
+                path = self.run_folder / f"value_net_{domain}.png"
+                estimate_scatter(estimates, truths, scores).savefig(path, dpi=110)
+        if self.trainer.is_global_zero:
+            (self.run_folder / "value_net.json").write_text(json.dumps(report, indent=2) + "\n")
+
+
+class ValueNetTraining(ValueNetMethod):
+    """Trains the value net on labelled source images; the segmenter is the source model's, frozen and in eval mode.
+
+    Stage 2 of Cal-SFDA (arXiv 2308.03003), implemented from the published description: the loss is the mean of
+    (estimate − ECE)² over the images of a batch, where ECE is the class-averaged calibration error of the image,
+    detached; images without a labelled pixel are left out. The learning rate is divided by √2 after every epoch.
+
+    The checkpoint holds the source model's network, unchanged, and the value net.
+
+    Args:
+        bins: Confidence bins M of the ECE that is learnt.
+        poly_power: Polynomial decay beside the division by √2; published: none.
+        **trained: Options of `TrainedMethod`.
+    """
+
+    reads = frozenset({"source_images", "source_labels"})
+
+    def __init__(self, bins: int = 10, poly_power: float = 0.0, **trained: Any) -> None:
+        super().__init__(poly_power=poly_power, **trained)
+        if bins < 1:
+            raise UserError(f"model option bins: at least 1, not {bins}")
+        self.bins = bins
+
+    def trainable_parameters(self) -> list[dict[str, Any]]:
+        """The value net alone."""
+        return [{"name": "value_net", "params": list(self.value_net.parameters())}]
+
+    def set_modes(self) -> None:
+        """The segmenter stands still, its BN statistics and dropout too."""
+        self.network.eval()
+
+    def lr_factor(self, step: int) -> float:
+        """Divided by √2 after every epoch."""
+        factor = super().lr_factor(step)
+        if step == 0:  # the Trainer does not know its batches yet
+            return factor
+        steps = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        return float(factor * 2 ** (-(step // steps) / 2))
+
+    def compute_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """``mse`` of the estimated ECE."""
+        images, labels = batch["source"]["image"], batch["source"]["label"]
+        with torch.no_grad():
+            logits, features = self.network.forward_features(images)
+            truths = image_ece(logits.float().softmax(dim=1), labels, bins=self.bins)
+        labelled = _has_labels(labels)
+        errors = (self.value_net(features) - truths).square() * labelled
+        return {"mse": errors.sum() / labelled.sum().clamp(min=1)}
+
+    # All ranks have the same network, and a mean of equal statistics may be rounded: only the value net's are averaged.
+
+    def on_validation_start(self) -> None:
+        """Every rank scores, and saves, the same BN statistics of the value net."""
+        super(TrainedMethod, self).on_validation_start()
+        average_running_statistics(self.value_net)
+
+    def on_train_epoch_end(self) -> None:
+        """The same for a checkpoint of an epoch without validation."""
+        average_running_statistics(self.value_net)
+
+
+def load_value_net(value_net: nn.Module, path: str) -> None:
+    """Load the value net of a checkpoint of `ValueNetTraining` into `value_net`.
+
+    Raises:
+        UserError: the checkpoint cannot be read, or holds none, or one for another network.
+    """
+    prefix = "value_net."
+    stored = read_checkpoint(path)["state_dict"]
+    state = {key[len(prefix) :]: value for key, value in stored.items() if key.startswith(prefix)}
+    if not state:
+        raise UserError(
+            f"source_checkpoint {path} holds no value net: train it with `sfda fit <benchmark>/value_net_training` and "
+            "give that run's selected.ckpt, which holds the source model's network too"
+        )
+    try:
+        value_net.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(
+            f"the value net of source_checkpoint {path} was trained for another network: {error}"
+        ) from error
+
+
+def _has_labels(labels: Tensor) -> Tensor:
+    """Which of labels (B, H, W) have a labelled pixel: (B,) bool."""
+    return (labels != IGNORE).flatten(1).any(1)
+
+
+def _true_ece(probabilities: Tensor, labels: Tensor | None) -> Tensor | None:
+    """The class-averaged ECE of every image, (B,), NaN without a labelled pixel; None without labels."""
+    if labels is None:
+        return None
+    return image_ece(probabilities, labels, bins=REPORT_BINS).masked_fill(~_has_labels(labels), torch.nan)
+
+
+def _of_all_ranks(names: list[str]) -> list[str]:
+    if not (dist.is_available() and dist.is_initialized()):
+        return names
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, names)
+    return [name for part in parts for name in part]
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value

@@ -1,0 +1,247 @@
+"""Pseudo-labels on disk: one file an image, and a manifest that says what they were made by."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import sys
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from sfda.data.errors import UnreadableFile
+from sfda.data.images import read_label_values
+from sfda.errors import UserError
+
+Label = npt.NDArray[np.uint8]
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+class PseudoLabelStore:
+    """Pseudo-labels in ``<folder>/labels/<name>.png``, 8 bits, 255 = unlabelled, and ``<folder>/manifest.json``.
+
+    Labels of another identity are never used: `open` removes them. A file is written whole or not at all, so that a
+    process may be killed at any time. While labels are being made, ``<folder>/confidences`` holds temporaries.
+
+    All processes share the folder. Each writes the labels of its own images; the manifest is written by rank 0.
+
+    Args:
+        folder: Made where it is missing.
+        identity: All that the labels depend on: method, weights (`weights_hash`), classes, size, options. Values that
+            JSON can hold.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.identity: dict[str, Any] = json.loads(json.dumps(identity))  # tuples become lists, as in the manifest
+        self._manifest: dict[str, Any] = {"identity": self.identity, "complete": False, "notes": {}, "report": {}}
+
+    # ------------------------------------------------------------------ manifest
+
+    @property
+    def complete(self) -> bool:
+        """Whether every image has its label."""
+        return bool(self._manifest["complete"])
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """What `finish` was given."""
+        return dict(self._manifest["report"])
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What `note` was given last; empty before, and once the labels are complete."""
+        return dict(self._manifest["notes"])
+
+    def open(self) -> None:
+        """Go on where a killed process with the same identity stopped, or begin anew; to be called by all ranks.
+
+        Raises:
+            UserError: the manifest cannot be read, or is missing where there are labels.
+        """
+        stored = self._read_manifest()
+        barrier()  # all have read before rank 0 changes anything
+        if stored is not None and stored["identity"] == self.identity:
+            self._manifest = stored
+        elif rank_and_world_size()[0] == 0:
+            if stored is not None:
+                self._say_what_differs(stored["identity"] or {})
+                # The identity of nobody: killed now, the next process goes on with the removal.
+                self._write_manifest({**stored, "identity": None})
+                self._remove_files()
+            self._write_manifest(self._manifest)
+        barrier()
+
+    def note(self, facts: Mapping[str, Any]) -> None:
+        """Keep in the manifest what a resumed process must know; to be called by all ranks with the same facts."""
+        self._update(notes=json.loads(json.dumps(facts)))
+
+    def finish(self, report: Mapping[str, Any]) -> None:
+        """Mark the labels complete; to be called by all ranks, with the same report, after their last label."""
+        self._update(complete=True, notes={}, report=json.loads(json.dumps(report)))
+        if rank_and_world_size()[0] == 0:
+            with suppress(OSError):
+                (self.folder / "confidences").rmdir()
+
+    def _update(self, **entries: Any) -> None:
+        self._manifest = {**self._manifest, **entries}
+        barrier()
+        if rank_and_world_size()[0] == 0:
+            self._write_manifest(self._manifest)
+        barrier()
+
+    def _read_manifest(self) -> dict[str, Any] | None:
+        path = self.folder / "manifest.json"
+        if not path.exists():
+            if label := next(self._files(), None):
+                raise UserError(f"{label} is there, and no {path.name} says of what: move {self.folder} away")
+            return None
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be read ({error}): {self._advice}") from error
+        if not isinstance(stored, dict) or stored.keys() != self._manifest.keys():
+            raise UserError(f"{path} is no manifest of pseudo-labels: {self._advice}")
+        return stored
+
+    def _write_manifest(self, content: Mapping[str, Any]) -> None:
+        _write(self.folder / "manifest.json", (json.dumps(content, indent=2) + "\n").encode())
+
+    def _say_what_differs(self, stored: Mapping[str, Any]) -> None:
+        keys = [key for key in {**stored, **self.identity} if stored.get(key) != self.identity.get(key)]
+        sys.stdout.write(f"the pseudo-labels in {self.folder} are remade, they are of another {', '.join(keys)}\n")
+
+    # ------------------------------------------------------------------ files
+
+    @property
+    def _advice(self) -> str:
+        return f"delete {self.folder}, and all pseudo-labels are made again"
+
+    def _label(self, name: str) -> Path:
+        return self.folder / "labels" / f"{name}.png"
+
+    def _temporary(self, name: str) -> Path:
+        return self.folder / "confidences" / f"{name}.npz"
+
+    def _files(self) -> Iterator[Path]:
+        """Every label and temporary, half-written ones too."""
+        for folder, ending in (("labels", "png"), ("confidences", "npz")):
+            yield from (self.folder / folder).glob(f"*.{ending}")
+            yield from (self.folder / folder).glob(f".*.{ending}.tmp")
+
+    def _remove_files(self) -> None:
+        for path in list(self._files()):
+            path.unlink()
+
+    def labelled(self) -> set[str]:
+        """Names of the images that have a label."""
+        return {path.stem for path in (self.folder / "labels").glob("*.png")}
+
+    def has(self, name: str) -> bool:
+        """Whether an image has a label."""
+        return self._label(name).exists()
+
+    def write(self, name: str, label: Label) -> None:
+        """Keep the label (H, W) of an image, 255 = unlabelled.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        _write(self._label(name), cv2.imencode(".png", label)[1].tobytes())
+
+    def read(self, name: str) -> Label:
+        """The label (H, W) of an image, 255 = unlabelled.
+
+        Raises:
+            UserError: it is missing or damaged.
+        """
+        try:
+            label = read_label_values(self._label(name))
+        except UnreadableFile as fault:
+            raise UserError(f"pseudo-label {fault}; {self._advice}") from fault
+        if label.dtype != np.uint8:
+            raise UserError(f"pseudo-label {self._label(name)}: has 16 bits, not 8; {self._advice}")
+        return label.astype(np.uint8, copy=False)
+
+    # ------------------------------------------------------------------ temporaries
+
+    def temporaries(self) -> set[str]:
+        """Names of the images that have a temporary."""
+        return {path.stem for path in (self.folder / "confidences").glob("*.npz")}
+
+    def has_temporary(self, name: str) -> bool:
+        """Whether an image has a temporary."""
+        return self._temporary(name).exists()
+
+    def write_temporary(self, name: str, arrays: Arrays) -> None:
+        """Keep arrays of an image, uncompressed, until its label is written.
+
+        Raises:
+            UserError: they cannot be written.
+        """
+        file = io.BytesIO()
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy 1 and 2 differ in what they let names be
+        _write(self._temporary(name), file.getvalue())
+
+    def read_temporary(self, name: str) -> Arrays:
+        """What `write_temporary` was given.
+
+        Raises:
+            UserError: it is missing or damaged.
+        """
+        path = self._temporary(name)
+        try:
+            with path.open("rb") as file, np.load(file) as arrays:
+                return dict(arrays)
+        except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+            raise UserError(f"{path} cannot be read ({error}): {self._advice}") from error
+
+    def remove_temporary(self, name: str) -> None:
+        """Remove the temporary of an image."""
+        self._temporary(name).unlink()
+
+
+def weights_hash(*modules: nn.Module) -> str:
+    """SHA-256 over names, types, shapes and bytes of all parameters and buffers, in order."""
+    digest = hashlib.sha256()
+    for number, module in enumerate(modules):
+        for name, value in module.state_dict().items():
+            digest.update(f"{number} {name} {value.dtype} {tuple(value.shape)} ".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def rank_and_world_size() -> tuple[int, int]:
+    """Number of this process and number of processes; (0, 1) outside of a process group."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def barrier() -> None:
+    """Wait for all processes, where there are several."""
+    if rank_and_world_size()[1] > 1:
+        dist.barrier()
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}): make room there, or choose another --out"
+        ) from error
