@@ -11,12 +11,13 @@ from pathlib import Path
 
 from sfda.errors import UserError
 
-FRAGMENT_OPTIONS = ("--config", "-c", "--model", "--data", "--trainer")
+LOGGER = "--trainer.logger"
+FRAGMENT_OPTIONS = ("--config", "-c", "--model", "--data", "--trainer", LOGGER)
 HARMLESS = {
     "--out",
     *(f"--trainer.{option}" for option in ("accelerator", "devices", "strategy", "num_nodes", "enable_progress_bar")),
 }
-"""Options that change where a run is scored, not what comes out."""
+"""Options that change where a run is scored, not what comes out; a logger changes no more."""
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -61,7 +62,7 @@ def expand(subcommand: str, arguments: Sequence[str]) -> list[str]:
     Raises:
         UserError: a file that does not exist, or an order in which one argument would silently undo another.
     """
-    given = list(arguments)
+    given = _experiment_first(arguments)
     if given and not given[0].startswith("-"):
         if "--model" in (option for option, _ in _pairs(given[1:])):
             raise UserError(f"{given[0]} names its model already: leave --model away, or start from --config FILE")
@@ -102,10 +103,22 @@ def run_arguments(subcommand: str, folder: Path, rest: Sequence[str]) -> list[st
         raise UserError(f"--run {folder}: this run is not finished; resume it with `sfda fit --run {folder}`")
     out = Path(options.get("--out") or folder)
     if out.resolve() == folder.resolve():
-        if changed := [option for option in options if option not in HARMLESS]:
+        changed = [option for option in options if option not in HARMLESS and not option.startswith(LOGGER)]
+        if changed:
             raise UserError(f"--run {folder} with {changed[0]} gives other results: say where they go with --out DIR")
         arguments += [] if "--out" in options else ["--out", str(folder)]
     return arguments if "--ckpt_path" in options else [*arguments, "--ckpt_path", str(folder / "selected.ckpt")]
+
+
+def _experiment_first(arguments: Sequence[str]) -> list[str]:
+    """``--use NAME``, wherever it stands, is the experiment NAME in front: what a sweep over experiments can say."""
+    named = [value for option, value in _pairs(arguments) if option == "--use"]
+    if not named:
+        return list(arguments)
+    if len(named) > 1 or named[0] is None or not arguments[0].startswith("-"):
+        raise UserError("--use names the one experiment of a run: --use streets/ada_bn, and no other beside it")
+    rest = [(option, value) for option, value in _pairs(arguments) if option != "--use"]
+    return [named[0], *(word for pair in rest for word in pair if word is not None)]
 
 
 def _take_value(arguments: Sequence[str]) -> tuple[str, list[str]]:

@@ -24,6 +24,10 @@ Source-free domain adaptation of semantic segmentation.
   sfda validate EXPERIMENT [OPTIONS]   score a model as it is, for example streets/source_only
   sfda validate --run DIR              score the selected checkpoint of a run
   sfda compare CONFIG --out DIR        run experiments side by side and print their table
+  sfda calibrate --run DIR --with NAME
+                                       calibrate the probabilities of a finished run, as a run of its own; NAME:
+                                       temperature_scaling, pseudo_cal or label_calibration
+  sfda sweep FILE --trials N           try hyper-parameters, as a W&B sweep file says, and rank them
   sfda predict --run DIR --images PATH --out DIR
                                        label maps, overlays and confidence of images of your own
   sfda data check --config FILE        open every file of a data config and list all faults
@@ -32,7 +36,8 @@ Source-free domain adaptation of semantic segmentation.
   sfda fit --help                      every option of fit and validate (they are LightningCLI's:
                                        --config FILE, --model FILE or CLASS, --model.init_args.NAME VALUE,
                                        --data.init_args.NAME VALUE, --trainer.NAME VALUE,
-                                       --seed_everything N, --out DIR)
+                                       --seed_everything N, --out DIR, --trainer.logger logger/wandb.yaml;
+                                       --use EXPERIMENT, where there are options alone, as in a sweep)
   sfda fit --model.help CLASS          every hyper-parameter of a method
   sfda --version
 
@@ -48,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "fit": lambda rest: _train("fit", rest),
         "validate": lambda rest: _train("validate", rest),
         "compare": _compare,
+        "sweep": _sweep,
+        "calibrate": _calibrate,
         "predict": _predict,
         "data": _data,
     }
@@ -104,6 +111,57 @@ def _compare(arguments: list[str]) -> int:
     parser.add_argument("--out", required=True, type=Path, help="folder of all runs, results.json and results.csv")
     options = parser.parse_args(arguments)
     return compare(options.config, options.out)
+
+
+def _calibrate(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="sfda calibrate",
+        description="Calibrate the selected checkpoint of a run without training it: a fit of its own, with the run's "
+        "data and trainer. `sfda validate --run` scores the outcome. Further options are those of `sfda fit`.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--run", required=True, type=Path, help="folder of a finished run of any method")
+    parser.add_argument(
+        "--with",
+        required=True,
+        dest="calibrator",
+        metavar="NAME",
+        help="temperature_scaling (reads labelled source images), pseudo_cal or label_calibration (unlabelled target "
+        "images; the last changes which class is predicted)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="default: the run's folder with +NAME behind the experiment: runs/B/EXPERIMENT+NAME/seedN",
+    )
+    options, more = parser.parse_known_args(arguments)
+
+    from sfda.calibrate import calibration_arguments
+
+    return _train("fit", calibration_arguments(options.run, options.calibrator, options.out, more))
+
+
+def _sweep(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="sfda sweep",
+        description="Run trials of a W&B sweep file here, without an account, and print them, the best first. The same "
+        "command goes on where it was interrupted; a larger N adds trials.",
+    )
+    parser.add_argument("file", help="a file under configs/sweep, for example sweep/ada_bn.yaml, or your own")
+    parser.add_argument("--trials", type=_positive, help="how many (default: all of a grid)")
+    parser.add_argument("--out", type=Path, help="folder of all trials and results.json (default: runs/sweep/NAME)")
+    parser.add_argument("--seed", type=int, default=0, help="what random trials are drawn with; no run's own seed")
+    options = parser.parse_args(arguments)
+
+    from sfda.sweep.run import sweep
+
+    return sweep(options.file, options.trials, options.out, options.seed)
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text} is no number of trials")
+    return int(text)
 
 
 def _predict(arguments: list[str]) -> int:

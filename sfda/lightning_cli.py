@@ -25,10 +25,12 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 import sfda.methods
+from sfda.callbacks.collapse_guard import CollapseGuard
 from sfda.callbacks.pictures import Pictures
 from sfda.callbacks.progress_lines import ProgressLines
 from sfda.callbacks.run_folder import RunFolder, last_checkpoint
 from sfda.callbacks.skipped_files import SkippedFiles
+from sfda.callbacks.wandb_run import WandbRun, settle_wandb_loggers
 from sfda.data.datamodule import DomainAdaptationDataModule
 from sfda.data.label_spaces import load_class_set
 from sfda.errors import UserError
@@ -52,13 +54,12 @@ def run(subcommand: str, arguments: Sequence[str]) -> None:
     for message in QUIET:
         warnings.filterwarnings("ignore", message=f".*{message}")
     warnings.showwarning = show_warning
-    arguments = complete_fragments(arguments)
-    sys.argv[1:] = [subcommand, *arguments]  # what Lightning's launcher starts further ranks with
+    sys.argv[1:] = [subcommand, *arguments]  # what Lightning's launcher starts further ranks with, as it was given
     before = dict(os.environ)
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # methods, networks and callbacks of the user's own lie there
     try:
-        CommandLine()
+        CommandLine([subcommand, *complete_fragments(arguments)])
     except ArgumentError as error:
         raise UserError(shorten(str(error))) from error
     except MisconfigurationException as error:
@@ -84,7 +85,7 @@ def _leave_the_group(before: dict[str, str]) -> None:
 class CommandLine(LightningCLI):
     """Adds the run folder and the link from `classes` to `num_classes`; keeps checkpoints from changing the model."""
 
-    def __init__(self, args: list[str] | None = None) -> None:
+    def __init__(self, args: list[str]) -> None:
         for module in pkgutil.iter_modules(sfda.methods.__path__):  # so that `--model AdaBN` finds its class
             importlib.import_module(f"{sfda.methods.__name__}.{module.name}")
         super().__init__(
@@ -142,11 +143,13 @@ class CommandLine(LightningCLI):
             config.experiment = named[-1].stem if named else config.model.class_path.rpartition(".")[2]
         if config.out is None:
             benchmark = named[-1].parent.name if named else ""
-            config.out = str(Path("runs", benchmark, config.experiment, f"seed{config.seed_everything}"))
+            config.out = str(Path("runs", benchmark, config.experiment, _run_name(config.seed_everything)))
         self.folder = Path(config.out)
-        self.scores_a_run = self.subcommand == "validate" and self.folder / "config.yaml" in paths
+        goes_on = self.folder / "config.yaml" in paths
+        self.scores_a_run = self.subcommand == "validate" and goes_on
         # On every rank, so that none is left waiting: nothing that is looked for is written before all have looked.
         self._check_folder(resumes=config.get("ckpt_path") is not None)
+        settle_wandb_loggers(config.trainer.logger, self.folder, goes_on=goes_on)
 
     def _check_folder(self, *, resumes: bool) -> None:
         if (self.folder / "result.json").exists() and not self.scores_a_run:
@@ -166,7 +169,9 @@ class CommandLine(LightningCLI):
             last_checkpoint(self.folder),
             RunFolder(self.folder, self.config[self.subcommand].experiment, seed),
             SkippedFiles(),
+            CollapseGuard(),
             Pictures(self.folder),
+            WandbRun(self.folder),
         ]
         given = config.get("callbacks") or []
         if config.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in given):
@@ -177,8 +182,9 @@ class CommandLine(LightningCLI):
                 raise UserError("say how long to train: --trainer.max_epochs N")
             kwargs["max_epochs"] = 1  # one pass; Lightning would warn that it takes 1000
         kwargs["default_root_dir"] = str(self.folder)
-        if config.get("logger") in (None, True):
-            kwargs["logger"] = self.subcommand == "fit" and self._csv_logger()
+        if (loggers := config.get("logger")) is not False:
+            given = [] if loggers in (None, True) else loggers if isinstance(loggers, list) else [loggers]
+            kwargs["logger"] = [self._csv_logger(), *given] if self.subcommand == "fit" else given
         return super().instantiate_trainer(**kwargs)
 
     def _csv_logger(self) -> CSVLogger:
@@ -215,6 +221,12 @@ class CommandLine(LightningCLI):
             config.pop(key, None)
         self.folder.mkdir(parents=True, exist_ok=True)
         path.write_text(yaml.safe_dump(config, sort_keys=False))
+
+
+def _run_name(seed: int) -> str:
+    """Default name of a run folder among those of its experiment; an agent of a W&B sweep starts many with one seed."""
+    sweep = os.environ.get("WANDB_SWEEP_ID")
+    return f"sweep-{sweep}/{os.environ['WANDB_RUN_ID']}" if sweep else f"seed{seed}"
 
 
 def _is_first_process() -> bool:

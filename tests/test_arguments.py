@@ -73,7 +73,8 @@ def test_run_scores_a_finished_fit_and_never_overwrites_it_with_other_settings(t
     folder = run_folder(tmp_path, "result.json", "selected.ckpt")
     expected = ["--config", f"{folder}/config.yaml", "--out", folder, "--ckpt_path", f"{folder}/selected.ckpt"]
     assert expand("validate", ["--run", folder]) == expected
-    assert "--trainer.devices" in expand("validate", ["--run", folder, "--trainer.devices", "2"])
+    for option in ("--trainer.devices", "--trainer.logger", "--trainer.logger.init_args.project"):
+        assert option in expand("validate", ["--run", folder, option, "2"])
     for option in ("--model.init_args.views", "--trainer.limit_val_batches", "--trainer.fast_dev_run", "--ckpt_path"):
         with pytest.raises(UserError, match="--out DIR"):
             expand("validate", ["--run", folder, option, "3"])

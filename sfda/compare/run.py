@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 from rich.console import Console
 from rich.text import Text
@@ -44,10 +45,10 @@ def compare(config: str, out: Path) -> int:
         _check_unchanged(stage)
     started = time.monotonic()
     for command in comparison.prepare:
-        _run(console, shlex.split(command), out / "prepare.log", "preparing")
+        run_sfda(console, shlex.split(command), out / "prepare.log", "preparing", group=out.name)
     fits = [stage for stage in stages if stage.fitted]
     for number, stage in enumerate(fits, start=1):
-        _fit(console, stage, f"{number}/{len(fits)} {stage.experiment} seed {stage.seed}")
+        fit(console, stage, f"{number}/{len(fits)} {stage.experiment} seed {stage.seed}")
     wanted = [stage for stage in stages if stage.experiment in comparison.experiments]
     _validate(console, [stage for stage in wanted if not _is_scored(stage)], out)
     rows = [_row(stage) for stage in sorted(wanted, key=lambda stage: comparison.experiments.index(stage.experiment))]
@@ -57,17 +58,41 @@ def compare(config: str, out: Path) -> int:
     return 0
 
 
-def _fit(console: Console, stage: Stage, title: str) -> None:
-    if (stage.folder / "result.json").exists():
-        known = (stage.folder / "settings.sha256").exists()
+class Fittable(Protocol):
+    """A run that has a fit: a stage of a comparison, a trial of a sweep."""
+
+    @property
+    def out(self) -> Path:
+        """Folder of all runs that belong together."""
+
+    @property
+    def folder(self) -> Path:
+        """Its run folder."""
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """What follows ``sfda fit``."""
+
+    def fingerprint(self) -> str:
+        """Hash of its settings."""
+
+
+def fit(console: Console, run: Fittable, title: str) -> None:
+    """Fit what is not finished, in a process of its own; what was interrupted is resumed.
+
+    Raises:
+        UserError: the fit failed.
+    """
+    if (run.folder / "result.json").exists():
+        known = (run.folder / "settings.sha256").exists()
         note = "finished before" if known else "finished by hand: its settings are not checked"
         console.print(f"✓ {title} ({note})", style="dim")
         return
-    stage.folder.mkdir(parents=True, exist_ok=True)
-    (stage.folder / "settings.sha256").write_text(stage.fingerprint() + "\n")
-    resumable = (stage.folder / "last.ckpt").exists()
-    arguments = ["fit", "--run", str(stage.folder)] if resumable else ["fit", *stage.arguments]
-    _run(console, arguments, stage.folder / "log.txt", title)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    (run.folder / "settings.sha256").write_text(run.fingerprint() + "\n")
+    resumable = (run.folder / "last.ckpt").exists()
+    arguments = ["fit", "--run", str(run.folder)] if resumable else ["fit", *run.arguments]
+    run_sfda(console, arguments, run.folder / "log.txt", title, group=run.out.name)
 
 
 def _validate(console: Console, stages: Sequence[Stage], out: Path) -> None:
@@ -80,11 +105,19 @@ def _validate(console: Console, stages: Sequence[Stage], out: Path) -> None:
             stage.folder.mkdir(parents=True, exist_ok=True)
             (stage.folder / "settings.sha256").write_text(stage.fingerprint() + "\n")
         jobs += ["--then", *(["--run", str(stage.folder)] if run else stage.arguments)]
-    _run(console, ["validate", *jobs[1:]], out / "validate.log", f"scoring {len(stages)} models")
+    title = f"scoring {len(stages)} models"
+    run_sfda(console, ["validate", *jobs[1:]], out / "validate.log", title, group=out.name)
 
 
-def _run(console: Console, arguments: Sequence[str], log: Path, title: str) -> None:
+def run_sfda(console: Console, arguments: Sequence[str], log: Path, title: str, *, group: str) -> None:
     """Run ``sfda ARGUMENTS``; its last line is shown while it works, all of it goes into the log.
+
+    Args:
+        console: Where the command and its progress are shown.
+        arguments: The words behind ``sfda``.
+        log: File that its output is added to.
+        title: What is shown beside its progress.
+        group: Group of its W&B run, if it has one and the environment names no other.
 
     Raises:
         UserError: it failed; the end of its log is in the message.
@@ -94,7 +127,7 @@ def _run(console: Console, arguments: Sequence[str], log: Path, title: str) -> N
     )
     log.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    environment = {"WANDB_RUN_GROUP": group, **os.environ, "PYTHONUNBUFFERED": "1"}
     lines: list[str] = []
     with (
         log.open("a", encoding="utf-8") as file,

@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from sfda.errors import UserError
@@ -46,28 +46,66 @@ class AdaBN(GatheredMethod):
     ``alpha: auto`` needs no label: each of eight α is scored on 32 target training images by the agreement between
     views and by InfoMax over the scored classes; the largest sum of the two ranks wins, ties go to the smaller α.
 
+    Online there is no fit: `sfda validate` predicts each batch of the target, then lets the target statistics follow
+    it, statistics ← (1 − λ) · statistics + λ · batch, from the source's on. The source domain is scored after that.
+
     Writes ``ada_bn.json`` (α, the scores, the shift of every layer) and ``ada_bn_layers.png`` into the run folder.
 
     Args:
-        alpha: α in [0, 1], or ``auto``.
+        alpha: α in [0, 1], or ``auto`` (not online).
         layers: ``all`` BN layers, or only those nearest the image (``input``).
+        online: Follow a stream in `sfda validate`.
+        forgetting: λ in (0, 1], online only.
         **base: Options of `Method`.
+
+    Raises:
+        UserError: an option is out of its range, or the network has no BN layer.
     """
 
     reads = frozenset({"target_images"})
 
     def __init__(
-        self, alpha: float | Literal["auto"] = 1.0, layers: Literal["all", "input"] = "all", **base: Any
+        self,
+        alpha: float | Literal["auto"] = 1.0,
+        layers: Literal["all", "input"] = "all",
+        online: bool = False,
+        forgetting: float = 0.1,
+        **base: Any,
     ) -> None:
         super().__init__(**base)
         if alpha != "auto" and not 0 <= alpha <= 1:
             raise UserError(f"model option alpha: auto, or a number from 0 to 1, not {alpha}")
+        if online and alpha == "auto":
+            raise UserError("model option alpha: a number with online: true, auto needs the images beforehand")
+        if not 0 < forgetting <= 1:
+            raise UserError(f"model option forgetting: a number above 0, up to 1, not {forgetting}")
         if not batch_norm_layers(self.network):
             raise UserError(f"AdaBN needs BatchNorm layers with running statistics; {base['network']} has none")
         self.alpha = alpha
         self.layers = layers
+        self.online = online
+        self.forgetting = forgetting
+        if online:
+            keep_lone_values(self.network)
         self._statistics = BatchStatistics(self.network)
         self._images: list[Tensor] = []
+
+    @property
+    def has_fit(self) -> bool:
+        """Online there is nothing to fit: the method adapts while it is scored."""
+        return not self.online
+
+    def setup(self, stage: str) -> None:
+        """Settle what can be done.
+
+        Raises:
+            UserError: an online run with several processes.
+        """
+        if self.online and self.trainer.world_size > 1:
+            raise UserError("online: true follows one stream in its order: use one process, --trainer.devices 1")
+        super().setup(stage)
+
+    # ------------------------------------------------------------------ one pass
 
     def gather(self, batch: Batch) -> None:
         """Sum the statistics of the target images; keep the first ones to score α on."""
@@ -82,8 +120,7 @@ class AdaBN(GatheredMethod):
         """Mix the statistics, and report."""
         source = read_statistics(self.network)
         target = self._statistics.reduce().mean_and_variance()
-        image = torch.zeros(1, 3, 64, 64, device=self.device)
-        changed = input_layers(self.network, image) if self.layers == "input" else set(target)
+        changed = self._changed_layers()
         scores: list[dict[str, float]] = []
         if self.alpha == "auto":
             scores = self._score_alphas(source, target, changed)
@@ -93,6 +130,11 @@ class AdaBN(GatheredMethod):
             alpha = float(self.alpha)
         mix_statistics(self.network, source, target, alpha, changed)
         self._report(alpha, scores, layer_shift(source, target), changed)
+
+    def _changed_layers(self) -> set[str]:
+        if self.layers == "all":
+            return set(batch_norm_layers(self.network))
+        return input_layers(self.network, torch.zeros(1, 3, 64, 64, device=self.device))
 
     def _score_alphas(self, source: Statistics, target: Statistics, changed: set[str]) -> list[dict[str, float]]:
         scored = []
@@ -119,6 +161,39 @@ class AdaBN(GatheredMethod):
             label_free.update(probabilities)
         return float(agreement.compute()), float(label_free.compute()["infomax"])
 
+    # ------------------------------------------------------------------ online
+
+    def on_validation_start(self) -> None:
+        """A stream begins with the source model, whatever a checkpoint holds."""
+        super().on_validation_start()
+        if not self.online:
+            return
+        if self._has_run_weights:
+            self.initialise_from_source()
+        self._source = read_statistics(self.network)
+        self._followed = dict(self._source)
+        self._changed = self._changed_layers()
+
+    def adapt_online(self, images: Tensor) -> None:
+        """Follow a batch that has been predicted."""
+        if not self.online:
+            return
+        with BatchStatistics(self.network) as gathered:
+            self.network(images)
+        for name, batch in gathered.mean_and_variance().items():
+            mean, variance = (
+                torch.lerp(old, new, self.forgetting) for old, new in zip(self._followed[name], batch, strict=True)
+            )
+            self._followed[name] = (mean, variance)
+        mix_statistics(self.network, self._source, self._followed, float(self.alpha), self._changed)
+
+    def on_validation_end(self) -> None:
+        """Online, the report of where the stream has led."""
+        if self.online:
+            self._report(float(self.alpha), [], layer_shift(self._source, self._followed), self._changed)
+
+    # ------------------------------------------------------------------ report
+
     def _report(
         self, alpha: float, scores: list[dict[str, float]], shifts: list[LayerShift], changed: set[str]
     ) -> None:
@@ -131,6 +206,19 @@ class AdaBN(GatheredMethod):
         report = {"alpha": alpha, "scores": scores, "layers": layers}
         (self.run_folder / "ada_bn.json").write_text(json.dumps(report, indent=2) + "\n")
         draw_layer_shift(shifts, self.run_folder / "ada_bn_layers.png")
+
+
+def keep_lone_values(network: nn.Module) -> None:
+    """Let BN layers in train mode normalise by their running statistics where a batch has one value a channel.
+
+    One value has no variance, and torch refuses it; branches that pool globally see it in a stream of single images.
+    """
+
+    def leave_train_mode(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        layer.training = layer.training and inputs[0].numel() > inputs[0].shape[1]
+
+    for layer in batch_norm_layers(network).values():
+        layer.register_forward_pre_hook(leave_train_mode)
 
 
 def draw_layer_shift(shifts: list[LayerShift], path: Path) -> None:

@@ -1,0 +1,92 @@
+"""``sfda calibrate``: from a finished run to the fit that calibrates its probabilities.
+
+What can be asked for without torch is: mistakes are answered at once.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sfda.arguments import find_fragment
+from sfda.errors import UserError
+
+CALIBRATORS = ("temperature_scaling", "pseudo_cal", "label_calibration")
+"""Methods that `sfda calibrate` fits, by the names of their fragments."""
+
+TRAINER = {"callbacks": "null", "gradient_clip_val": "null", "accumulate_grad_batches": "1", "max_steps": "-1"}
+"""What a run's trainer may hold that a fit without an optimizer must not."""
+
+
+def calibration_arguments(run: Path, calibrator: str, out: Path | None, more: Sequence[str] = ()) -> list[str]:
+    """What follows ``sfda fit`` to calibrate the selected checkpoint of a run.
+
+    The fit has the run's data, trainer, network and views; its experiment is named ``<experiment>+<calibrator>``.
+
+    Args:
+        run: Run folder.
+        calibrator: One of `CALIBRATORS`.
+        out: Folder of the calibrated run; None: see `calibrated_folder`.
+        more: Further options of ``sfda fit``.
+
+    Raises:
+        UserError: the run cannot be calibrated, or not so.
+    """
+    if calibrator not in CALIBRATORS:
+        raise UserError(f"--with {calibrator}: one of {', '.join(CALIBRATORS)}")
+    config, checkpoint = run / "config.yaml", run / "selected.ckpt"
+    if not config.is_file():
+        raise UserError(f"--run {run}: not a run folder, it has no config.yaml")
+    if not checkpoint.is_file():
+        raise UserError(f"--run {run}: this run has no selected.ckpt; finish it with `sfda fit --run {run}`")
+    content: dict[str, Any] = yaml.safe_load(config.read_text(encoding="utf-8"))
+    model = content["model"]["init_args"]
+    if calibrator == "label_calibration":
+        _check_plain(checkpoint)
+    options = {
+        **{f"--trainer.{name}": value for name, value in TRAINER.items()},
+        "--model.init_args.network": model["network"],
+        "--model.init_args.views": model["views"],
+        "--model.init_args.source_checkpoint": str(checkpoint),
+        "--experiment": f"{content['experiment']}+{calibrator}",
+        "--out": str(out or calibrated_folder(run, calibrator)),
+    }
+    arguments = ["--config", str(config), "--model", str(find_fragment(f"model/{calibrator}.yaml"))]
+    return [*arguments, *(word for pair in options.items() for word in pair), *more]
+
+
+def calibrated_folder(run: Path, calibrator: str) -> Path:
+    """``runs/streets/ada_bn/seed1`` → ``runs/streets/ada_bn+pseudo_cal/seed1``; ``mine`` → ``mine+pseudo_cal``."""
+    if run.name in ("", ".."):
+        run = run.resolve()
+    if re.fullmatch(r"seed\d+", run.name) and run.parent.name:
+        return run.parent.with_name(f"{run.parent.name}+{calibrator}") / run.name
+    return run.with_name(f"{run.name}+{calibrator}")
+
+
+def _check_plain(path: Path) -> None:
+    """Refuse a method whose network alone predicts something else: that is all that label calibration takes of it."""
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # methods and networks of the user's own lie there
+
+    import torch
+
+    from sfda.methods.base import Method, read_checkpoint
+    from sfda.methods.post_hoc import rebuild_method
+
+    method = rebuild_method(read_checkpoint(str(path))).eval()
+    method.views = "single"
+    images = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        alone = Method.single_view_probabilities(method, images, (128, 128))
+        if torch.allclose(method.predict_probabilities(images), alone, atol=1e-5):
+            return
+    raise UserError(
+        f"label_calibration takes the network of a run alone, and {type(method).__name__} ({path}) does not predict "
+        "with its network alone: calibrate it with temperature_scaling or pseudo_cal"
+    )

@@ -1,0 +1,38 @@
+"""Temperature scaling: calibrated on the labelled validation images of the source."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sfda.data.readers import SegmentationSet
+from sfda.methods.post_hoc import PostHocCalibration
+
+if TYPE_CHECKING:
+    from sfda.data.datasets import Batch
+
+
+class TemperatureScaling(PostHocCalibration):
+    """T by the NLL of labelled source images that the source model was not trained on.
+
+    Guo et al., "On Calibration of Modern Neural Networks" (ICML 2017, arXiv 1706.04599, section 4.2). It needs the
+    source, so it is not source-free; and the T of the source need not be that of the target.
+
+    The fit passes over the source's validation images as over training images: at the size that the network sees, in
+    full batches.
+    """
+
+    reads = frozenset({"source_images", "source_labels"})
+
+    def prepare_fit(self) -> None:
+        """What the fit passes over is the source's validation split."""
+        super().prepare_fit()
+        data = self.datamodule
+        source = data.domains["source"]
+        assert source is not None
+        data.training_sets["source"] = SegmentationSet(source, "val", with_labels=True, class_set=data.classes)
+        data._check_batch_size()
+
+    def gather(self, batch: Batch) -> None:
+        """Offer the labelled pixels."""
+        source = batch["source"]
+        self.add(self.uncalibrated_probabilities(source["image"]), source["label"])

@@ -1,0 +1,148 @@
+"""Entropy minimisation that moves BatchNorm alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sfda.errors import UserError
+from sfda.losses.entropy import mean_entropy
+from sfda.methods.ada_bn import keep_lone_values
+from sfda.methods.target_statistics import target_statistics
+from sfda.methods.trained import TrainedMethod
+from sfda.networks.batch_norm import BatchStatistics, batch_norm_layers, mix_statistics, read_statistics
+
+if TYPE_CHECKING:
+    from sfda.data.datasets import Batch
+
+
+class Tent(TrainedMethod):
+    """Minimises the mean entropy of the predictions by scale and shift of the BN layers; nothing else is trained.
+
+    Implemented from the published description of "Tent: Fully Test-Time Adaptation by Entropy Minimization" (Wang et
+    al., arXiv 2006.10726, section 3). The BN layers normalise by the statistics of each batch while adapting; all
+    other layers are in eval mode, so that what is minimised is what is predicted.
+
+    In a fit the running statistics are estimated on target images at every validation and epoch end (as in `AdaBN`
+    with α = 1), and predictions are made with those, in eval mode.
+
+    Online there is no fit: `sfda validate` predicts each batch of the target with the statistics of that very batch,
+    then takes one step on it, from the source model on and with a constant learning rate. The source domain is scored
+    after that. Checkpoints of such a run predict with batch statistics as well.
+
+    Args:
+        online: Follow a stream in `sfda validate`.
+        optimizer: As in `TrainedMethod`; AdamW without decay is the paper's Adam.
+        lr: Learning rate.
+        weight_decay: Weight decay.
+        poly_power: As in `TrainedMethod`; 0 keeps the learning rate.
+        **trained: Options of `TrainedMethod`.
+
+    Raises:
+        UserError: the network has no BN layer with scale and shift.
+    """
+
+    reads = frozenset({"target_images"})
+
+    def __init__(
+        self,
+        online: bool = False,
+        optimizer: Literal["sgd", "adamw"] = "adamw",
+        lr: float = 1e-3,
+        weight_decay: float = 0.0,
+        poly_power: float = 0.0,
+        **trained: Any,
+    ) -> None:
+        super().__init__(optimizer=optimizer, lr=lr, weight_decay=weight_decay, poly_power=poly_power, **trained)
+        if not self.trainable_parameters()[0]["params"]:
+            raise UserError(f"Tent trains scale and shift of BatchNorm layers; {trained['network']} has none")
+        self.online = online
+        self._estimated_at = -1
+        if online:
+            keep_lone_values(self.network)
+
+    @property
+    def has_fit(self) -> bool:
+        """Online there is nothing to fit: the method adapts while it is scored."""
+        return not self.online
+
+    def setup(self, stage: str) -> None:
+        """Settle what can be done.
+
+        Raises:
+            UserError: an online run with several processes.
+        """
+        if self.online and self.trainer.world_size > 1:
+            raise UserError("online: true follows one stream in its order: use one process, --trainer.devices 1")
+        super().setup(stage)
+
+    def trainable_parameters(self) -> list[dict[str, Any]]:
+        """Scale and shift of every BN layer."""
+        layers = batch_norm_layers(self.network).values()
+        return [{"name": "batch_norm", "params": [p for layer in layers for p in layer.parameters()]}]
+
+    def set_modes(self) -> None:
+        """BN layers in train mode, all others in eval mode."""
+        self.network.eval()
+        for layer in batch_norm_layers(self.network).values():
+            layer.train()
+
+    def compute_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """``entropy``."""
+        target = batch["target"]
+        return {"entropy": mean_entropy(self.network(target["image"]), target["valid"])}
+
+    # ------------------------------------------------------------------ running statistics, in a fit
+
+    def on_validation_start(self) -> None:
+        """Predictions need the target's statistics; a stream begins with the source model."""
+        super().on_validation_start()
+        if self.online:
+            self._begin_stream()
+        elif self.trainer.state.fn == "fit":
+            self._estimate_statistics()
+
+    def on_train_epoch_end(self) -> None:
+        """So does a checkpoint of an epoch without validation."""
+        super().on_train_epoch_end()
+        self._estimate_statistics()
+
+    def _estimate_statistics(self) -> None:
+        if self._estimated_at == self.trainer.global_step:
+            return
+        self._estimated_at = self.trainer.global_step
+        estimated = target_statistics(self, self.network, self.network)
+        mix_statistics(self.network, read_statistics(self.network), estimated, alpha=1.0)
+
+    # ------------------------------------------------------------------ online
+
+    def single_view_probabilities(self, images: Tensor, size: tuple[int, int]) -> Tensor:
+        """Online with the statistics of the images at hand; see `Method.single_view_probabilities`."""
+        if not self.online:
+            return super().single_view_probabilities(images, size)
+        with BatchStatistics(self.network):
+            return super().single_view_probabilities(images, size)
+
+    def _begin_stream(self) -> None:
+        if self._has_run_weights:  # a checkpoint holds the end of an earlier stream
+            self.initialise_from_source()
+        trained: list[nn.Parameter] = self.trainable_parameters()[0]["params"]
+        self.network.requires_grad_(False)
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        self._optimizer: torch.optim.Optimizer = self.configure_optimizers()["optimizer"]
+        self._optimizer.param_groups[0]["lr"] = self.lr  # a stream knows no number of steps to warm up or decay over
+
+    def adapt_online(self, images: Tensor) -> None:
+        """One step on a batch that has been predicted."""
+        if not self.online:
+            return
+        # Validation runs in inference mode, whose tensors can take part in no gradient.
+        with torch.inference_mode(False), torch.enable_grad(), BatchStatistics(self.network):
+            images = images.clone()
+            loss = mean_entropy(self.network(images), torch.ones_like(images[:, 0], dtype=torch.bool))
+            self._optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            self._optimizer.step()

@@ -1,0 +1,1 @@
+"""Hyper-parameter sweeps from W&B's sweep files, run here."""

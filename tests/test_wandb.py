@@ -1,0 +1,194 @@
+"""W&B: one offline run for a run folder, whatever happens in it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from jsonargparse import Namespace
+
+from sfda.callbacks.wandb_run import settle_wandb_loggers
+from tiny_runs import tiny_arguments
+from wandb_files import content
+
+LOGGER = ["--trainer.logger", "logger/wandb.yaml"]
+
+
+def wandb_runs(folder: Path) -> list[dict]:
+    """Everything that W&B has written into a run folder, in order."""
+    return [content(path) for path in sorted(folder.glob("wandb/offline-run-*/run-*.wandb"))]
+
+
+def options(save_dir=".", **given):
+    init_args = Namespace(save_dir=save_dir, name=None, id=None, resume=None, **{})
+    init_args.update(Namespace(**given))
+    return Namespace(class_path="lightning.pytorch.loggers.WandbLogger", init_args=init_args)
+
+
+@pytest.fixture(autouse=True)
+def _no_sweep(monkeypatch):
+    for name in ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_RUN_GROUP"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_a_logger_gets_the_run_folder_a_name_and_an_id():
+    one, other = options(), options()
+    settle_wandb_loggers(
+        [one, Namespace(class_path="CSVLogger", init_args=Namespace())], Path("runs/a/seed1"), goes_on=False
+    )
+    settle_wandb_loggers(other, Path("runs/a/seed2"), goes_on=False)
+    assert (one.init_args.save_dir, one.init_args.name, one.init_args.resume) == ("runs/a/seed1", "a/seed1", "allow")
+    assert one.init_args.id != other.init_args.id
+    assert not one.init_args.id[0].isdigit()  # YAML may take 12e34567 for a number
+
+
+def test_the_id_is_kept_by_the_run_and_not_inherited_by_another():
+    stored = {"save_dir": "runs/a/seed1", "id": "abc", "name": "a/seed1"}
+    resumed, copied, given = options(**stored), options(**stored), options(id="mine", name="own")
+    settle_wandb_loggers(resumed, Path("runs/a/seed1"), goes_on=True)
+    settle_wandb_loggers(copied, Path("runs/b/seed1"), goes_on=False)
+    settle_wandb_loggers(given, Path("runs/b/seed1"), goes_on=False)
+    assert (resumed.init_args.id, resumed.init_args.name) == ("abc", "a/seed1")
+    assert copied.init_args.id != "abc"
+    assert copied.init_args.name == "b/seed1"
+    assert (given.init_args.id, given.init_args.name) == ("mine", "own")
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [({}, "offline"), ({"WANDB_MODE": "online"}, "online"), ({"WANDB_SWEEP_ID": "s", "WANDB_RUN_ID": "r"}, None)],
+)
+def test_offline_unless_the_user_or_a_sweep_says_otherwise(environment, expected, monkeypatch):
+    import os
+
+    monkeypatch.delenv("WANDB_MODE")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    logger = options()
+    settle_wandb_loggers(logger, Path("run"), goes_on=False)
+    assert os.environ.get("WANDB_MODE") == expected
+    assert (logger.init_args.id == "r") == ("WANDB_SWEEP_ID" in environment)
+
+
+@pytest.mark.parametrize("nothing", [None, True, False, []])
+def test_without_a_wandb_logger_nothing_is_touched(nothing, monkeypatch):
+    import os
+
+    monkeypatch.delenv("WANDB_MODE")
+    settle_wandb_loggers(nothing, Path("run"), goes_on=False)
+    assert "WANDB_MODE" not in os.environ
+
+
+def test_no_code_reads_the_configuration_from_wandb():
+    package = Path(__file__).resolve().parents[1] / "sfda"
+    assert not [path for path in package.rglob("*.py") if "wandb.config" in path.read_text()]
+
+
+def test_a_sweeps_agent_starts_runs_of_one_seed_in_folders_of_their_own(monkeypatch):
+    from sfda.lightning_cli import _run_name
+
+    assert _run_name(3) == "seed3"
+    monkeypatch.setenv("WANDB_SWEEP_ID", "abc")
+    monkeypatch.setenv("WANDB_RUN_ID", "xyz")
+    assert _run_name(3) == "sweep-abc/xyz"
+
+
+def test_the_runs_of_a_comparison_are_a_group(tmp_path, monkeypatch):
+    import sys
+
+    from rich.console import Console
+
+    from sfda.compare.run import run_sfda
+
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
+    script = f"#!{sys._base_executable}\nimport os; print(os.environ['WANDB_RUN_GROUP'])\n"
+    (tmp_path / "python").write_text(script)
+    (tmp_path / "python").chmod(0o755)
+    run_sfda(Console(quiet=True), ["fit"], tmp_path / "log.txt", "t", group="demo")
+    monkeypatch.setenv("WANDB_RUN_GROUP", "mine")
+    run_sfda(Console(quiet=True), ["fit"], tmp_path / "log.txt", "t", group="demo")
+    assert (tmp_path / "log.txt").read_text().split() == ["demo", "mine"]
+
+
+@pytest.mark.medium
+def test_the_fragment_stands_beside_a_trainer_fragment_in_either_order(monkeypatch):
+    from sfda.arguments import expand
+    from test_configs import parse
+
+    monkeypatch.setattr("sys.argv", ["sfda"])
+    trainer = ["--trainer", "trainer/smoke.yaml"]
+    for arguments in ([*LOGGER, *trainer], [*trainer, *LOGGER]):
+        config = parse(expand("fit", ["streets/target_oracle", *arguments])).config["fit"].trainer
+        assert config.logger.class_path == "lightning.pytorch.loggers.WandbLogger"
+        assert config.logger.init_args.project == "sfda"
+        assert config.max_epochs == 1
+
+
+@pytest.mark.medium
+def test_fit_and_validation_of_a_folder_are_one_wandb_run(town, source_model, sfda, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_RUN_GROUP", "group of mine")
+    run = tmp_path / "ada_bn/seed3"
+    arguments = [*tiny_arguments("ada_bn", town, source_model), "--model.init_args.alpha", "0.5"]
+    assert sfda("fit", *arguments, *LOGGER, "--seed_everything", "3", "--out", run) == 0
+    fit_only = (run / "metrics.csv").read_bytes()
+    again = ["--run", run, "--out", tmp_path / "other", "--model.init_args.views", "multi_scale"]
+    assert sfda("validate", "--run", run, "--then", *again) == 0
+    fit, validation = wandb_runs(run)
+    (elsewhere,) = wandb_runs(tmp_path / "other")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+
+    assert fit["run"].run_id == validation["run"].run_id != elsewhere["run"].run_id
+    for part in (fit, validation):
+        assert (part["run"].display_name, part["run"].run_group) == ("ada_bn/seed3", "group of mine")
+        assert part["exit"] == 0
+        assert {key: part["config"][key] for key in config} == config
+        assert "git_commit" in part["config"]
+    assert elsewhere["config"]["model"]["init_args"]["views"] == "multi_scale"
+
+    row = json.loads((run / "result.json").read_text())
+    assert fit["summary"]["target/entropy"] > 0
+    assert "target/miou" not in fit["summary"]  # no label was read
+    assert validation["summary"]["target/miou"] == pytest.approx(row["target_miou"])
+    pictures = {
+        f"pictures/{kind}_{domain}" for kind in ("predictions", "reliability") for domain in ("source", "target")
+    }
+    assert {key.removesuffix("/_type") for key in validation["summary"] if key.endswith("/_type")} >= pictures
+    files = [path for path in run.rglob("wandb/*/files/media/images/pictures/*.png") if "latest-run" not in path.parts]
+    assert {path.name.rsplit("_", 2)[0] for path in files} >= {
+        picture.removeprefix("pictures/") for picture in pictures
+    }
+    assert (run / "metrics.csv").read_bytes() == fit_only  # the plain log stays beside W&B's
+
+
+@pytest.mark.medium
+def test_two_ranks_are_one_wandb_run_whose_summary_is_the_selected_checkpoint(town, sfda, tmp_path):
+    selector = "[{class_path: sfda.callbacks.select_by_ece.SelectByECE, init_args: {start_after: 0.0}}]"
+    arguments = [*tiny_arguments("source_training", town), "--trainer.callbacks", selector, *LOGGER]
+    arguments += ["--model.init_args.lr", "0.3", "--trainer.max_epochs", "3", "--data.init_args.batch_size", "2"]
+    two = ["--trainer.devices", "2", "--trainer.strategy", "ddp_fork"]
+    assert sfda("fit", *arguments, *two, "--out", tmp_path / "run") == 0
+    (run,) = wandb_runs(tmp_path / "run")
+    assert run["exit"] == 0
+    selected = json.loads((tmp_path / "run/selection.json").read_text())["selected"]
+    assert run["summary"]["source/ece"] == pytest.approx(selected["value"])
+    assert run["summary"]["source/miou"] == pytest.approx(selected["source/miou"])
+    logged = [row["source/ece"] for row in run["history"] if "source/ece" in row]
+    assert len(logged) == 3
+    assert min(logged) == pytest.approx(selected["value"])
+    assert logged[-1] > min(logged)  # otherwise the last would do
+
+
+@pytest.mark.medium
+def test_a_fit_that_fails_is_a_failed_wandb_run(town, source_model, sfda, tmp_path):
+    arguments = [*tiny_arguments("ada_bn", town, source_model), *LOGGER, "--trainer.max_time", "00:00:00:00"]
+    assert sfda("fit", *arguments, "--out", tmp_path / "run") == 2
+    (run,) = wandb_runs(tmp_path / "run")
+    assert run["exit"] == 1
+
+
+@pytest.mark.medium
+def test_the_default_needs_no_wandb(town, source_model, sfda, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "wandb", None)  # importing it fails
+    assert sfda("fit", *tiny_arguments("ada_bn", town, source_model), "--out", tmp_path / "run") == 0
+    assert (tmp_path / "run/metrics.csv").is_file()
+    assert not (tmp_path / "run/wandb").exists()
