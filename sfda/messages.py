@@ -8,6 +8,7 @@ from typing import TextIO
 from sfda.errors import UserError
 
 QUIET = (
+    "args` parameter is intended to run from within Python",
     "does not have many workers",
     "exists and is not empty",
     "is smaller than the logging interval",

@@ -68,12 +68,22 @@ class Stage:
         """What a user would type."""
         return shlex.join(["sfda", subcommand, *self.arguments])
 
+    def _below_out(self, word: str) -> str:
+        """A word of the arguments; paths of this comparison as they are below its folder."""
+        path = Path(word)
+        if path == self.folder or (path.suffix == ".ckpt" and path.is_relative_to(self.out)):
+            return f"/{path.relative_to(self.out)}"
+        return word
+
     def fingerprint(self) -> str:
-        """Hash of the command and of every config it names: another one means that settings have changed."""
-        digest = hashlib.sha256(self.command().replace(str(self.out), "").encode())
+        """Hash of the command and of every config it names: another one means that settings have changed.
+
+        The same wherever the comparison's folder lies.
+        """
+        digest = hashlib.sha256(shlex.join(["sfda", "fit", *map(self._below_out, self.arguments)]).encode())
         for argument in experiment_arguments(self.arguments[0]):
             if argument.endswith(".yaml"):
-                for path in _with_references(Path(argument)):
+                for path in with_references(Path(argument)):
                     digest.update(path.read_bytes())
         return digest.hexdigest()
 
@@ -159,7 +169,7 @@ def _as_word(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _with_references(path: Path) -> Sequence[Path]:
+def with_references(path: Path) -> Sequence[Path]:
     """A config and the fragments that it names."""
     content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     named = [path.parent / value for value in content.values() if isinstance(value, str) and value.endswith(".yaml")]

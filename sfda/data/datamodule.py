@@ -161,7 +161,14 @@ class DomainAdaptationDataModule(L.LightningDataModule):
     def train_dataloader(self) -> Mapping[str, DataLoader[Item]]:
         """One loader a domain that is read; every epoch has the same number of batches in each."""
         view = self.method.training_view
-        views = None if view == "plain" else RandomViews(self.crop, self.scale, strong=view == "weak_and_strong")
+        views = None
+        if view != "plain":
+            views = RandomViews(
+                self.crop,
+                self.scale,
+                strong=view == "weak_and_strong",
+                wanted_classes=self.method.wanted_classes,
+            )
         world, rank = self._world()
         # `trainer.current_epoch` is one too small here when a run is resumed.
         epoch = self.trainer.fit_loop.epoch_progress.current.ready if self.trainer else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,6 +16,9 @@ from sfda.data.label_spaces import IGNORE
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import albumentations as A
+
+TRIES = 10
+"""Crops that are drawn at most for one with enough classes."""
 
 Array = npt.NDArray[np.uint8]
 
@@ -61,9 +65,19 @@ class RandomViews:
         crop: (height, width) of the view; None keeps the whole image and only flips it.
         scale: Smallest and largest random rescale factor.
         strong: Whether to make the strong view.
+        wanted_classes: A crop is drawn again, up to `TRIES` times in all, until its label has more than this many
+            classes; None takes the first. The last one is taken as it is.
     """
 
-    def __init__(self, crop: tuple[int, int] | None, scale: tuple[float, float], *, strong: bool) -> None:
+    def __init__(
+        self,
+        crop: tuple[int, int] | None,
+        scale: tuple[float, float],
+        *,
+        strong: bool,
+        wanted_classes: int | None = None,
+    ) -> None:
+        self.wanted_classes = None if crop is None else wanted_classes
         steps: list[A.BasicTransform] = []
         if crop is not None:
             steps += [
@@ -88,7 +102,7 @@ class RandomViews:
         """The view of an image (H, W, 3) and its label (H, W) that belongs to `seed`."""
         self.geometry.set_random_seed(seed)
         padding = np.zeros(image.shape[:2], dtype=np.uint8)
-        drawn = self.geometry(image=image, masks=[padding] if label is None else [padding, label])
+        drawn = self._draw(image, [padding] if label is None else [padding, label])
         strong = None
         if self.photometry is not None:
             self.photometry.set_random_seed(seed)
@@ -99,3 +113,19 @@ class RandomViews:
             valid=drawn["masks"][0] == 0,
             strong=strong,
         )
+
+    def _draw(self, image: Array, masks: list[Array]) -> dict[str, Any]:
+        """One geometry of image, padding and, where there is one, label."""
+        drawn: dict[str, Any] = self.geometry(image=image, masks=masks)
+        wanted = self.wanted_classes
+        if wanted is None or len(masks) == 1 or _number_of_classes(masks[1]) <= wanted:
+            return drawn
+        for _ in range(TRIES - 1):
+            if _number_of_classes(drawn["masks"][1]) > wanted:
+                break
+            drawn = self.geometry(image=image, masks=masks)  # goes on with the same seed
+        return drawn
+
+
+def _number_of_classes(label: Array) -> int:
+    return int((np.bincount(label.ravel(), minlength=256)[:IGNORE] > 0).sum())

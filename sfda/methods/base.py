@@ -45,6 +45,7 @@ class Method(L.LightningModule, ABC):
         pseudo_labels: Labels of the target training images that the method has made itself in `prepare_fit`; the
             training loader then hands them out under ``pseudo_label``.
         training_view: ``plain`` images, a ``weak`` random view, or ``weak_and_strong`` views of one crop.
+        wanted_classes: Training crops with more classes than this in their label are looked for; see `RandomViews`.
 
     Args:
         network: Network string, see `sfda.networks.build.build_network`.
@@ -58,6 +59,7 @@ class Method(L.LightningModule, ABC):
     reads: ClassVar[Reads] = frozenset()
     pseudo_labels: PseudoLabelStore | None = None
     training_view: ClassVar[Literal["plain", "weak", "weak_and_strong"]] = "weak"
+    wanted_classes: ClassVar[int | None] = None
 
     def __init__(
         self, network: str, num_classes: int, source_checkpoint: str | None = None, views: Views = "single"
@@ -114,6 +116,10 @@ class Method(L.LightningModule, ABC):
         """Probabilities by the option `views`: (B, 3, H, W) → (B, C, *size)."""
         if self.views == "single":
             return self.single_view_probabilities(images, size)
+        return self.multi_scale_probabilities(images, size)
+
+    def multi_scale_probabilities(self, images: Tensor, size: tuple[int, int]) -> Tensor:
+        """Mean of the probabilities at `MULTI_SCALES`, each with its mirror image: (B, 3, H, W) → (B, C, *size)."""
         total = torch.zeros(())
         for scale in MULTI_SCALES:
             scaled = scale_images(images, scale)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from sfda.data.datasets import Batch
 
 SAMPLE = 2**18
-"""Probability vectors that the temperature is fitted on, all processes together."""
+"""Probability vectors that the temperature is fitted on at most, all processes together."""
 
 ONLINE_SAMPLE = 2**14
 """Probability vectors of one batch that the temperature is fitted on online."""
@@ -123,7 +123,11 @@ class LabelCalibration(GatheredMethod):
     def finish(self) -> None:
         """Prototypes and temperature from all processes' sums, and the report."""
         with self._timed("prototypes"):
-            self._sums = sum_over_ranks(self._sums)
+            self._sums = sum_over_ranks(self._sums.to(self.device))
+            if not self._sums[:, -1].any():
+                raise UserError(
+                    "no target training image could be read: `sfda data check` lists what is wrong with them"
+                )
             self._fit_head()
         self._report()
 
@@ -138,7 +142,8 @@ class LabelCalibration(GatheredMethod):
 
     def _fit_head(self) -> None:
         prototypes = prototypes_from_sums(self._sums)
-        self.head.set_prototypes(prototypes, fit_temperature(self._sample.vectors, prototypes))
+        sample = self._sample.of_all_ranks(self.device).reshape(-1, len(prototypes))  # a process may have had no pixel
+        self.head.set_prototypes(prototypes, fit_temperature(sample, prototypes))
 
     # ------------------------------------------------------------------ online
 

@@ -23,8 +23,8 @@ from sfda.metrics.functional import top_label
 TEMPERATURES = (1e-4, 1e4)
 """Smallest and largest temperature that `fit_temperature` looks at."""
 
-SUM_TOLERANCE = 1e-6
-"""How far the entries of a prototype may be from summing to 1."""
+SUM_TOLERANCE = 1e-4
+"""How far the entries of a prototype may be from summing to 1; a float32 softmax of 254 classes may be 2e-5 off."""
 
 _BISECTIONS = 30  # the factor of 1e8 between the largest and the smallest temperature shrinks to 1 + 2e-8
 _CHUNK = 1 << 16  # pixels
@@ -118,8 +118,9 @@ def prototype_sums(probabilities: Tensor, gamma: float = 1.0) -> Tensor:
 
 def present_classes(sums: Tensor) -> Tensor:
     """Which classes any pixel was predicted as, from `prototype_sums`: (C, C + 2) → (C,) bool."""
-    # Forgotten exponentially, a weight shrinks below what a division can be made with.
-    return sums[:, -2] > torch.finfo(sums.dtype).tiny
+    # Forgotten exponentially, a weight shrinks below what a division can be made with. One that is NaN is no absence:
+    # it has to reach the prototype, where it is refused.
+    return ~(sums[:, -2] <= torch.finfo(sums.dtype).tiny)
 
 
 def prototypes_from_sums(sums: Tensor) -> Tensor:
@@ -206,6 +207,23 @@ class UniformSample:
         position = new - kept_before
         self.vectors = torch.cat([self.vectors[old], pixels[position // area, :, position % area]])
         self._keys = torch.cat([keys[old], keys[new]])
+
+    def of_all_ranks(self, device: torch.device) -> Tensor:
+        """This process's part of a uniform sample of the pixels of all processes; all call it together.
+
+        A process that saw more pixels has the larger part: all keep the numbers up to the smallest bound of any.
+
+        Args:
+            device: Where the processes communicate, and where the result is wanted.
+
+        Returns:
+            (n, C), n at most the capacity; (0,) where no pixel was offered.
+        """
+        keys = self._keys.to(device)
+        bound = keys.amax() if len(keys) == self.capacity else keys.new_ones(())
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(bound, dist.ReduceOp.MIN)
+        return self.vectors.to(device)[keys <= bound]
 
     def _draw(self, count: int, device: torch.device) -> Tensor:
         seed = int(np.random.SeedSequence([*self.seed, self._step]).generate_state(1)[0])

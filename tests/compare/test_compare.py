@@ -60,6 +60,44 @@ def test_a_stage_is_a_command_that_can_be_typed():
     assert make_stage("streets", "ada_bn", 3, Path("runs/x")).fitted
 
 
+@pytest.fixture
+def tiny_benchmark(tmp_path, monkeypatch):
+    """Configs of a benchmark of one's own, in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "experiment/tiny"
+    folder.mkdir(parents=True)
+    (folder / "data.yaml").write_text("class_path: D\n")
+    (folder / "base.yaml").write_text("seed_everything: 1\ndata: data.yaml\n")
+    checkpoint = "runs/tiny/source_training/seed1/selected.ckpt"
+    for name, values in (("source_training", {}), ("ada_bn", {"source_checkpoint": checkpoint, "alpha": 1.0})):
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump({"model": {"init_args": values}}))
+    return folder
+
+
+@pytest.mark.parametrize("out", ["out", "runs", "/somewhere/else", ".", "a folder/of runs", "selected", "tiny"])
+def test_a_fingerprint_is_that_of_any_folder(tiny_benchmark, out):
+    options = ("--data.init_args.target.root", "data/streets", "--data.init_args.scale", "[0.5, 1.5]")
+    known = make_stage("tiny", "ada_bn", 1, Path("runs/tiny/compare"), options)
+    assert make_stage("tiny", "ada_bn", 1, Path(out), options).fingerprint() == known.fingerprint()
+
+
+def test_a_fingerprint_is_another_for_other_settings(tiny_benchmark):
+    def fingerprint(seed=1, options=()):
+        return make_stage("tiny", "ada_bn", seed, Path("out"), options).fingerprint()
+
+    seen = {fingerprint()}
+    assert fingerprint() in seen
+    seen |= {fingerprint(seed=2), fingerprint(options=("--data.init_args.size", "[32, 64]"))}
+    seen.add(fingerprint(options=("--data.init_args.size", "[32, 65]")))
+    for changed in ("base.yaml", "data.yaml", "ada_bn.yaml"):
+        with (tiny_benchmark / changed).open("a") as file:
+            file.write("trainer: {max_epochs: 2}\n")
+        seen.add(fingerprint())
+    assert len(seen) == 7
+    (tiny_benchmark / "source_training.yaml").write_text("{}\n")  # a stage of its own
+    assert fingerprint() in seen
+
+
 def test_options_reach_every_stage(tmp_path):
     options = {"data": {"init_args": {"crop": [32, 64], "size": None, "source": {"layout": "synthia"}}}}
     comparison = read_comparison(write_comparison(tmp_path / "c.yaml", options=options))

@@ -1,4 +1,5 @@
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -66,6 +67,10 @@ def test_a_fit_is_one_pass_over_the_target(gamma, town, source_model, sfda, tmp_
 
     with torch.no_grad():
         calibrated = method.predict_probabilities(images)
+    squared = ((pixels[:, None] - prototypes) ** 2).sum(2)
+    chosen = squared[np.arange(len(squared)), calibrated.argmax(1).flatten().numpy()]
+    np.testing.assert_allclose(chosen, squared.min(1), atol=1e-5)
+    assert (squared.argmin(1) != pixels.argmax(1)).any()
     assert calibrated.amax(1).mean().item() == pytest.approx(pixels.max(1).mean(), abs=1e-4)
 
     counts = np.bincount(pixels.argmax(1), minlength=19)
@@ -92,6 +97,17 @@ def test_views_act_before_the_head(town, source_model, sfda, tmp_path):
     with torch.no_grad():
         pixels = method.view_probabilities(images, (32, 64)).double().permute(0, 2, 3, 1).flatten(0, 2).numpy()
     np.testing.assert_allclose(method.head.prototypes, prototypes_of(pixels, pixels.max(1)), atol=1e-5)
+
+
+@pytest.mark.medium
+def test_images_none_of_which_can_be_read_are_refused(town, source_model, sfda, tmp_path, capsys):
+    shutil.copytree(town, tmp_path / "town")
+    for image in (tmp_path / "town/cityscapes/leftImg8bit/train").rglob("*.png"):
+        image.write_bytes(image.read_bytes()[:-40])
+    arguments = tiny_arguments("label_calibration", tmp_path / "town", source_model)
+    assert sfda("fit", *arguments, "--out", tmp_path / "run") == 2
+    assert "no target training image could be read" in capsys.readouterr().err
+    assert not (tmp_path / "run/result.json").exists()
 
 
 # --------------------------------------------------------------------- online
@@ -150,6 +166,12 @@ def test_the_temperature_is_that_of_the_last_batch():
     head = follow([*(batch**3 / (batch**3).sum(1, keepdim=True) for batch in before), last])
     confidence = head(last).amax(1).mean().item()
     assert confidence == pytest.approx(last.amax(1).mean().item(), abs=1e-4)
+
+
+def test_a_network_that_predicts_nan_is_refused():
+    batches = [*stream(1), torch.full((2, 3, 6, 7), float("nan"))]
+    with pytest.raises(UserError, match="NaN"):
+        follow(batches)
 
 
 @pytest.mark.medium

@@ -82,12 +82,22 @@ def test_a_new_head_predicts_what_the_network_does(num_classes, seed):
     torch.testing.assert_close(head.prototypes, torch.eye(num_classes).double(), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("fault", [1e-5, math.nan])
+@pytest.mark.parametrize("fault", [1e-3, math.nan])
 def test_prototypes_that_do_not_sum_to_one_are_refused(fault):
     prototypes = torch.eye(4).double()
     prototypes[2, 1] += fault
     with pytest.raises(UserError, match=r"classes \[2\]"):
         LabelCalibrationHead(4).set_prototypes(prototypes, 1.0)
+
+
+def test_prototypes_of_one_pixel_of_many_classes_are_taken():
+    """The largest error of a float32 softmax is that of a prototype, where a class has one pixel."""
+    probabilities = random_probabilities(0, 20_000, 254, 1, 1).float()
+    logits = probabilities.log() * 1.5
+    probabilities = logits.softmax(1)
+    faults = (probabilities.double().sum(1) - 1).abs().flatten()
+    worst = probabilities[faults.argmax()][None]
+    LabelCalibrationHead(254).set_prototypes(prototypes_from_sums(prototype_sums(worst)), 0.1)
 
 
 def test_half_precision_is_raised():
@@ -153,6 +163,19 @@ def test_a_class_that_is_never_predicted_keeps_its_one_hot_vector():
     prototypes = prototypes_from_sums(prototype_sums(probabilities))
     assert prototypes[3].tolist() == [0, 0, 0, 1]
     assert prototypes[:3, 3].tolist() == pytest.approx([0.01] * 3)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1.0])
+@pytest.mark.parametrize("predicted", range(3))
+def test_one_pixel_that_is_nan_is_refused(gamma, predicted):
+    """Never taken for a class without pixels: that one would keep its one-hot vector."""
+    probabilities = random_probabilities(0, 1, 3, 8, 8)
+    probabilities[0, :, 2, 5] = torch.eye(3)[predicted]
+    probabilities[0, (predicted + 1) % 3, 2, 5] = math.nan
+    probabilities[0, :, 7, 7] = math.nan
+    prototypes = prototypes_from_sums(prototype_sums(probabilities, gamma))
+    with pytest.raises(UserError, match="do not sum to 1"):
+        LabelCalibrationHead(3).set_prototypes(prototypes, 1.0)
 
 
 def test_many_pixels_lose_no_digits():
@@ -245,6 +268,36 @@ def test_every_pixel_is_equally_likely_to_be_in_the_sample(batch_sizes):
     # Drawn without replacement, so the true statistic is a little smaller than a chi-square.
     assert chisquare(observed).pvalue > 1e-3
     assert abs(sum(n for n in range(20) for _ in range(counts[n])) / (runs * capacity) - 19 * 20 / 2 / 40) < 0.2
+
+
+def test_a_sample_of_two_processes_is_uniform_over_all_pixels(on_two_ranks):
+    """The first process sees nine times as many pixels as the second."""
+
+    def count(rank):
+        kept = torch.zeros((), dtype=torch.int64)
+        for seed in range(40):
+            sample = UniformSample(50, (seed, rank))
+            for batch in numbered_stream([300, 600] if rank == 0 else [100]):
+                sample.add(batch)
+            kept += len(sample.of_all_ranks(torch.device("cpu")))
+        return kept
+
+    larger, smaller = on_two_ranks(count)
+    assert larger.item() == 40 * 50
+    assert 0.8 < 9 * smaller.item() / larger.item() < 1.2
+
+
+def test_a_process_without_pixels_has_no_part_in_the_sample(on_two_ranks):
+    def fit(rank):
+        sample = UniformSample(500, (rank,))
+        if rank == 0:
+            sample.add(random_probabilities(0, 1, 3, 8, 9))
+        vectors = sample.of_all_ranks(torch.device("cpu")).reshape(-1, 3)
+        return torch.tensor([fit_temperature(vectors, torch.eye(3)), len(vectors)], dtype=torch.float64)
+
+    one, other = on_two_ranks(fit)
+    assert one[0] == other[0]
+    assert (one[1], other[1]) == (72, 0)
 
 
 @examples

@@ -4,7 +4,7 @@ from math import ceil
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sfda.pseudo_labels.thresholds import (
@@ -90,6 +90,7 @@ def test_thresholds_against_sorting(seed, num_classes, height, kind, fraction):
 
 
 @given(n=st.integers(1, 500), percent=st.integers(0, 100))
+@example(n=100, percent=7)  # 0.07 · 100 is 7.000000000000001
 @examples
 def test_exactly_the_fraction_where_all_bins_differ(n, percent):
     histogram = torch.zeros(1, BINS, dtype=torch.int64)
