@@ -8,7 +8,7 @@ from typing import TextIO
 from sfda.errors import UserError
 
 QUIET = (
-    "args` parameter is intended to run from within Python",
+    "args parameter is intended to run from within Python",
     "does not have many workers",
     "exists and is not empty",
     "is smaller than the logging interval",
@@ -16,7 +16,7 @@ QUIET = (
     "treespec, LeafSpec",
     "GPU available but not used",
     "lr_scheduler.step",
-    "modules? in eval mode at the start of training",
+    "in eval mode at the start of training",
 )
 """Parts of warnings that are not shown."""
 

@@ -164,7 +164,9 @@ def test_fit_and_validation_of_a_folder_are_one_wandb_run(town, source_model, sf
 def test_two_ranks_are_one_wandb_run_whose_summary_is_the_selected_checkpoint(town, sfda, tmp_path):
     selector = "[{class_path: sfda.callbacks.select_by_ece.SelectByECE, init_args: {start_after: 0.0}}]"
     arguments = [*tiny_arguments("source_training", town), "--trainer.callbacks", selector, *LOGGER]
-    arguments += ["--model.init_args.lr", "0.3", "--trainer.max_epochs", "3", "--data.init_args.batch_size", "2"]
+    # Far too high a learning rate: the second epoch is the worse one.
+    arguments += ["--model.init_args.lr", "1.0", "--model.init_args.poly_power", "0", "--trainer.max_epochs", "2"]
+    arguments += ["--data.init_args.batch_size", "2"]
     two = ["--trainer.devices", "2", "--trainer.strategy", "ddp_fork"]
     assert sfda("fit", *arguments, *two, "--out", tmp_path / "run") == 0
     (run,) = wandb_runs(tmp_path / "run")
@@ -173,7 +175,7 @@ def test_two_ranks_are_one_wandb_run_whose_summary_is_the_selected_checkpoint(to
     assert run["summary"]["source/ece"] == pytest.approx(selected["value"])
     assert run["summary"]["source/miou"] == pytest.approx(selected["source/miou"])
     logged = [row["source/ece"] for row in run["history"] if "source/ece" in row]
-    assert len(logged) == 3
+    assert len(logged) == 2
     assert min(logged) == pytest.approx(selected["value"])
     assert logged[-1] > min(logged)  # otherwise the last would do
 

@@ -37,8 +37,8 @@ def as_table(sweep: Sweep, rows: Sequence[Row]) -> Table:
         pad_edge=False,
     )
     for heading in ("trial", *(score.replace("/", "/\n") for score in (sweep.metric, *guards)), "fit\ns"):
-        table.add_column(heading, justify="right", vertical="bottom")
-    table.add_column("settings", vertical="bottom", overflow="fold")
+        table.add_column(heading, justify="right")
+    table.add_column("settings", overflow="fold")
     names = [parameter.name for parameter in sweep.parameters]
     for row in ranked(sweep, rows):
         table.add_row(

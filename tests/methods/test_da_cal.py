@@ -253,6 +253,16 @@ def test_half_precision_has_a_float32_meta_gradient(method_class):
         assert gradient.abs().max() > 0
 
 
+@BOTH
+def test_prediction_is_the_students_alone(method_class):
+    method = make(method_class).eval()
+    images = torch.rand(1, 3, 8, 12)
+    with torch.no_grad():
+        expected = method.network(images).softmax(1)
+        del method.temperature, method.teacher
+        assert torch.equal(method.predict_probabilities(images), expected)
+
+
 @pytest.mark.parametrize("option", ["temperature_lr", "virtual_lr"])
 def test_options_out_of_range_are_refused(option):
     with pytest.raises(UserError, match=option):

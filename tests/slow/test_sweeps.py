@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from sfda.arguments import configs_folder
+from sfda.cli import main
 from sfda.sweep.objective import scores_of_run
 from tiny_runs import NETWORK
 from wandb_files import content
@@ -24,6 +25,7 @@ FILES = ("ada_bn", "tent")
 @pytest.fixture
 def here(town, source_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[1]))
     folder = tmp_path / "experiment/streets"
     folder.mkdir(parents=True)
     data = {
@@ -44,9 +46,8 @@ def here(town, source_model, tmp_path, monkeypatch):
 
 
 def run(*words: str, **variables: str) -> str:
-    tests = Path(__file__).resolve().parents[1]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(tests), "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+    environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
     done = subprocess.run(words, env=environment | variables, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -75,6 +76,15 @@ def test_by_sfda_sweep(name, here):
     assert [(here / row["folder"] / "selected.ckpt").stat().st_mtime_ns for row in rows] == finished
 
 
+def test_a_wrong_option_is_found_before_any_trial(here, capsys):
+    file = yaml.safe_load((configs_folder() / "sweep/tent.yaml").read_text())
+    file["parameters"]["model.init_args.learning_rate"] = {"value": 0.1}
+    (here / "wrong.yaml").write_text(yaml.safe_dump(file))
+    assert main(["sweep", "wrong.yaml", "--trials", "2"]) == 2
+    assert "'learning_rate' is not accepted" in capsys.readouterr().err
+    assert not (here / "runs").exists()
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_by_an_offline_engine_of_wandbs_sweeps(name, here):
     sweeps = pytest.importorskip("sweeps")
@@ -83,12 +93,13 @@ def test_by_an_offline_engine_of_wandbs_sweeps(name, here):
     metric, runs = file["metric"]["name"], []
     for run_id in ("first", "second"):
         suggested = sweeps.next_run(file, runs, validate=True)
-        as_an_agent(file["command"], suggested.config, run_id)
+        sent = json.loads(json.dumps(suggested.config, default=lambda value: value.item()))  # as the server sends it
+        as_an_agent(file["command"], sent, run_id)
         folder = here / "runs/streets" / name / "sweep-offline" / run_id
         assert (folder / "result.json").is_file()
         (wandb,) = (content(path) for path in folder.glob("wandb/offline-run-*/run-*.wandb"))
         assert (wandb["run"].run_id, wandb["run"].sweep_id, wandb["exit"]) == (run_id, "offline", 0)
-        for key, value in suggested.config.items():
+        for key, value in sent.items():
             assert wandb["config"][key] == value["value"]  # what the engine asked for
             assert wandb["config"]["model"]["init_args"][key.rpartition(".")[2]] == value["value"]  # what was run
         suggested.summary_metrics = {metric: wandb["summary"][metric]}

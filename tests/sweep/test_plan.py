@@ -56,6 +56,21 @@ def test_every_file_can_be_planned_and_names_options_that_there_are(path):
             assert name in ("use", "seed_everything") or (model == "model.init_args" and option in known)
 
 
+@pytest.mark.medium
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_values_of_a_trial_arrive(path, monkeypatch):
+    """As numbers, texts and switches, whatever ``${args}`` makes of them."""
+    from test_configs import parse
+
+    monkeypatch.setattr("sys.argv", ["sfda"])
+    for trial in plan(read_sweep(str(path)), Path("out"), 2):
+        config = parse(expand("fit", trial.options)).config["fit"]
+        for name, value in trial.parameters.items():
+            if name != "use":
+                arrived = config[name]
+                assert (arrived, type(arrived)) == (value, type(value)), name
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_no_objective_needs_target_labels_unless_its_file_says_oracle(path):
     metric = read_sweep(str(path)).metric
