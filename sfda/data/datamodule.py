@@ -167,7 +167,7 @@ class DomainAdaptationDataModule(L.LightningDataModule):
                 self.crop,
                 self.scale,
                 strong=view == "weak_and_strong",
-                wanted_classes=self.method.wanted_classes,
+                wanted_classes=getattr(self.method, "wanted_classes", None),
             )
         world, rank = self._world()
         # `trainer.current_epoch` is one too small here when a run is resumed.

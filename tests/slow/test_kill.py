@@ -47,3 +47,22 @@ def test_a_killed_run_resumes_to_bit_equal_weights(workers, town, tmp_path):
                 assert torch.equal(state["momentum_buffer"], other["state"][number]["momentum_buffer"])
         whole, part = (json.loads((path / "selection.json").read_text()) for path in (tmp_path / "whole", folder))
         assert whole == part
+
+
+@pytest.mark.parametrize("epoch", [0, 2])
+def test_cal_sfda_killed_before_or_behind_its_warm_up_resumes_to_bit_equal_weights(
+    epoch, town, value_net_model, tmp_path
+):
+    arguments = [*tiny_arguments("cal_sfda", town, value_net_model), "--trainer.max_epochs", EPOCHS]
+    arguments += ["--model.init_args.lr", "0.05"]
+    assert run(tmp_path, "fit", *arguments, "--out", tmp_path / "whole") == 0
+    killer = f"[{{class_path: killer.KillOnce, init_args: {{epoch: {epoch}, marker: {tmp_path / 'marker'}}}}}]"
+    assert (
+        run(tmp_path, "fit", *arguments, "--trainer.callbacks", killer, "--out", tmp_path / "part") == -signal.SIGKILL
+    )
+    assert run(tmp_path, "fit", "--run", tmp_path / "part") == 0
+    expected, resumed = (
+        torch.load(tmp_path / name / "last.ckpt", weights_only=True)["state_dict"] for name in ("whole", "part")
+    )
+    for key, value in expected.items():
+        assert torch.equal(value, resumed[key]), key
