@@ -56,8 +56,6 @@ def run(subcommand: str, arguments: Sequence[str]) -> None:
     warnings.showwarning = show_warning
     sys.argv[1:] = [subcommand, *arguments]  # what Lightning's launcher starts further ranks with, as it was given
     before = dict(os.environ)
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # methods, networks and callbacks of the user's own lie there
     try:
         CommandLine([subcommand, *complete_fragments(arguments)])
     except ArgumentError as error:

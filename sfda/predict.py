@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from sfda.data.images import read_image
 from sfda.data.label_spaces import CITYSCAPES19, CITYSCAPES_IDS, IGNORE, ClassSet, Lookup, index_map, load_class_set
 from sfda.data.transforms import resize_image
 from sfda.errors import UserError
-from sfda.methods.base import Method, read_checkpoint
+from sfda.methods.base import Method, import_method, read_checkpoint
 from sfda.progress import progress
 
 Array = npt.NDArray[np.uint8]
@@ -99,7 +98,7 @@ def load_method(path: Path, classes: ClassSet) -> Method:
         UserError: the checkpoint cannot be read, its class cannot be imported, or it predicts other classes.
     """
     stored = read_checkpoint(str(path)).get("hyper_parameters", {})
-    method_class = _method_class(path, stored.get("_class_path"))
+    method_class = import_method(stored.get("_class_path"), str(path))
     if stored.get("num_classes") != len(classes):
         raise UserError(
             f"{path} predicts {stored.get('num_classes')} classes, the run's `classes` {classes.name!r} has "
@@ -110,19 +109,6 @@ def load_method(path: Path, classes: ClassSet) -> Method:
     except RuntimeError as error:
         raise UserError(f"{path} does not fit {method_class.__name__}: {error}") from error
     return method.eval().to("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _method_class(path: Path, class_path: Any) -> type[Method]:
-    module, _, name = str(class_path).rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(
-            f"{path} is a checkpoint of {class_path}, which cannot be imported ({error}): install the package it is in"
-        ) from error
-    if not (isinstance(found, type) and issubclass(found, Method)):
-        raise UserError(f"{path} is a checkpoint of {class_path}, which is no sfda.methods.base.Method")
-    return found
 
 
 def _run_options(run: Path) -> dict[str, Any]:

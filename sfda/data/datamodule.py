@@ -109,7 +109,7 @@ class DomainAdaptationDataModule(L.LightningDataModule):
             }
             domain: DomainName = "target" if "target_images" in reads else "source"
             self.validation_sets = {domain: self._open(domain, "val", f"{domain}_labels" in reads, self.score_classes)}
-            self._check_batch_size()
+            self.check_batch_size()
         elif stage == "validate":
             self.validation_sets = {"target": self._open_to_score("target")}
             if (source := self.domains["source"]) is not None:
@@ -142,7 +142,12 @@ class DomainAdaptationDataModule(L.LightningDataModule):
             )
         return SegmentationSet(domain, split, with_labels=labels, class_set=wanted)
 
-    def _check_batch_size(self) -> None:
+    def check_batch_size(self) -> None:
+        """Refuse an epoch without a full batch on every process.
+
+        Raises:
+            UserError: there is one.
+        """
         world = self._world()[0]
         for name, samples in self.training_sets.items():
             if self._epoch_length() // world < self.batch_size:
@@ -167,7 +172,7 @@ class DomainAdaptationDataModule(L.LightningDataModule):
                 self.crop,
                 self.scale,
                 strong=view == "weak_and_strong",
-                wanted_classes=getattr(self.method, "wanted_classes", None),
+                wanted_classes=self.method.wanted_classes,
             )
         world, rank = self._world()
         # `trainer.current_epoch` is one too small here when a run is resumed.

@@ -7,6 +7,7 @@ network without a gradient.
 
 from __future__ import annotations
 
+import importlib
 import pickle
 import zipfile
 from abc import ABC
@@ -256,6 +257,28 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UserError(f"{path} is not a checkpoint of an `sfda fit`: it has no state_dict")
     return checkpoint
+
+
+def import_method(class_path: object, path: str) -> type[Method]:
+    """The class of the method that a checkpoint is of.
+
+    Args:
+        class_path: What the checkpoint names.
+        path: The checkpoint, for messages.
+
+    Raises:
+        UserError: it cannot be imported, or is no `Method`.
+    """
+    module, _, name = str(class_path).rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"{path} is a checkpoint of {class_path}, which cannot be imported ({error}): install the package it is in"
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise UserError(f"{path} is a checkpoint of {class_path}, which is no sfda.methods.base.Method")
+    return found
 
 
 def load_source_network(network: nn.Module, path: str, options: Any) -> None:

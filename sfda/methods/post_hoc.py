@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import sys
@@ -16,7 +15,7 @@ from torch import Tensor
 from sfda.data.label_spaces import IGNORE
 from sfda.data.sampling import run_seed
 from sfda.errors import UserError
-from sfda.methods.base import Method, read_checkpoint
+from sfda.methods.base import Method, import_method, read_checkpoint
 from sfda.methods.gathered import GatheredMethod
 from sfda.metrics.functional import SMALLEST_PROBABILITY, at_least_float32, top_label
 from sfda.networks.label_calibration_head import UniformSample, sum_over_ranks
@@ -123,7 +122,7 @@ class PostHocCalibration(GatheredMethod):
 
     def finish(self) -> None:
         """T from all processes' samples, and the report."""
-        pixels = self._sample.vectors.to(self.device).reshape(-1, self.network.num_classes + 1)
+        pixels = self._sample.of_all_ranks(self.device).reshape(-1, self.network.num_classes + 1)
         scores, labels = pixels[:, :-1], pixels[:, -1].long()
         count = int(sum_over_ranks(torch.tensor(len(labels), device=self.device)))
         if count == 0:
@@ -163,18 +162,15 @@ def rebuild_method(checkpoint: dict[str, Any]) -> Method:
             f"{class_path} with online: true adapts while it is scored, so there is nothing fixed to calibrate: "
             "calibrate the model that it starts from"
         )
-    module, _, name = str(class_path).rpartition(".")
+    method_class = import_method(class_path, "source_checkpoint")
     try:
-        method_class = getattr(importlib.import_module(module), name)
-        if not (isinstance(method_class, type) and issubclass(method_class, Method)):
-            raise TypeError("it is no sfda.methods.base.Method")
         method = method_class(**{option: value for option, value in options.items() if not option.startswith("_")})
         method.on_load_checkpoint(checkpoint)
         method.load_state_dict(checkpoint["state_dict"])
-    except (ImportError, AttributeError, ValueError, TypeError, RuntimeError) as error:
+    except (ValueError, TypeError, RuntimeError) as error:
         raise UserError(
             f"source_checkpoint is one of {class_path}, which cannot be built from it: {error}. What `sfda fit` or "
-            "`sfda validate` has written can be calibrated, where the package of its method is installed"
+            "`sfda validate` has written can be calibrated"
         ) from error
     return method
 

@@ -30,7 +30,7 @@ class TemperatureScaling(PostHocCalibration):
         source = data.domains["source"]
         assert source is not None
         data.training_sets["source"] = SegmentationSet(source, "val", with_labels=True, class_set=data.classes)
-        data._check_batch_size()
+        data.check_batch_size()
 
     def gather(self, batch: Batch) -> None:
         """Offer the labelled pixels."""

@@ -135,7 +135,7 @@ class BatchStatistics:
 
     Inside, the BN layers normalise by the statistics of each batch (every layer sees inputs that the layers before it
     have already normalised so), their running statistics are left alone, and all other layers are in eval mode.
-    Afterwards every mode is as before. Entering again starts anew.
+    Afterwards every mode is as before. Entering again adds to what was gathered.
 
     Statistics are pooled: those of all batches together, not means over batches. Batches of 8 images or more are
     advised; one image is too few where a layer sees maps of 1x1.

@@ -19,6 +19,7 @@ class Reader(torch.nn.Module):
         self.reads = frozenset(reads)
         self.training_view = view
         self.pseudo_labels = None
+        self.wanted_classes = None
 
 
 def data_module(town, reads, view="weak", **options):

@@ -33,6 +33,10 @@ def test_the_losses_are_those_of_the_formula():
     method = URMA(0.8, 3, 0.0, entropy_weight=0.7, uncertainty_weight=0.3, network=NETWORK, num_classes=4).eval()
     scattered(method)
     images, valid = torch.rand(2, 3, 12, 16), torch.rand(2, 12, 16) < 0.6
+    with torch.no_grad():  # some pixels are confident, others not, whatever was drawn
+        confidence = method.network(images).softmax(1).amax(1)[valid].sort().values
+    widest = confidence.diff()[20:-20].argmax() + 20  # no pixel lies on the threshold
+    method.confidence_threshold = threshold = confidence[widest : widest + 2].mean().item()
     losses = {name: loss.item() for name, loss in method.compute_losses(batch_of(images, valid)).items()}
     with torch.no_grad():
         main, features = method.network(images, HEAD_INPUT)
@@ -41,7 +45,7 @@ def test_the_losses_are_those_of_the_formula():
     for b, y, x in zip(*np.nonzero(valid.numpy()), strict=True):
         p = softmax(main[b, :, y, x].double().numpy())
         entropy.append(-(p * np.log(p)).sum() / np.log(4))
-        if p.max() >= 0.8:
+        if p.max() >= threshold:
             ce.append(-np.log(p.max()))
         distance.append(sum(((softmax(z[b, :, y, x]) - p) ** 2).mean() for z in others))
     assert 0 < len(ce) < len(entropy)
