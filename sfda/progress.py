@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,3 +40,9 @@ def _lines(console: Console, title: str, total: int) -> Callable[[int], None]:
             console.file.flush()
 
     return advance
+
+
+def table_console() -> Console:
+    """A console whose tables are not squeezed where they go into a file: rich takes 80 columns there."""
+    wide = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    return Console(width=120 if wide else None)

@@ -18,6 +18,7 @@ from rich.text import Text
 from sfda.compare.plan import Stage, plan, read_comparison
 from sfda.compare.table import as_table, write_results
 from sfda.errors import UserError
+from sfda.progress import table_console
 
 TAIL = 12
 
@@ -38,7 +39,7 @@ def compare(config: str, out: Path) -> int:
     Raises:
         UserError: the compare file is not as it should be, a stage failed, or settings changed since it was run.
     """
-    console = Console()
+    console = table_console()
     comparison = read_comparison(config)
     stages = plan(comparison, out)
     for stage in stages:

@@ -33,14 +33,17 @@ def as_table(rows: Sequence[Row]) -> Table:
         caption="mIoU and ECE on the target's validation set, mIoU on the source's, seconds of the fit",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
+        padding=(0, 1, 0, 0),
     )
-    for heading in ("experiment", "source-\nfree", "labels\nread"):
+    # In a narrow terminal long names go on in a second line; no number is broken.
+    table.add_column("experiment", overflow="fold", min_width=16, vertical="bottom")
+    for heading in ("source-\nfree", "labels\nread"):
         table.add_column(heading, no_wrap=True, vertical="bottom")
     scores = [*_SCORES]
     if any("target_miou13" in row for row in rows):
         scores.insert(1, ("mIoU13\n%", "target_miou13", 100, 1))
     for heading, *_ in scores:
-        table.add_column(heading, justify="right", overflow="fold", vertical="bottom")
+        table.add_column(heading, justify="right", min_width=5 if "%" in heading else 3, vertical="bottom")
     for experiment in experiments:
         group = [row for row in rows if row["experiment"] == experiment]
         row = group[0]
@@ -58,7 +61,7 @@ def _cell(values: Sequence[object], factor: float, digits: int) -> str:
     if not numbers:
         return "–"
     mean = f"{statistics.fmean(numbers):.{digits}f}"
-    return mean if len(numbers) == 1 else f"{mean} ± {statistics.stdev(numbers):.{digits}f}"
+    return mean if len(numbers) == 1 else f"{mean}\n±{statistics.stdev(numbers):.{digits}f}"
 
 
 def write_results(rows: Sequence[Row], out: Path) -> None:

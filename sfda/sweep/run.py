@@ -13,6 +13,7 @@ from rich.text import Text
 
 from sfda.compare.run import fit
 from sfda.errors import UserError
+from sfda.progress import table_console
 from sfda.sweep.objective import scores_of_run
 from sfda.sweep.plan import Sweep, Trial, plan, read_sweep
 from sfda.sweep.table import Row, as_table, write_results
@@ -36,7 +37,7 @@ def sweep(config: str, trials: int | None = None, out: Path | None = None, seed:
     Raises:
         UserError: the file is not as it should be, names options that there are not, or finished trials are others.
     """
-    console = Console()
+    console = table_console()
     settings = read_sweep(config)
     planned = plan(settings, out or Path("runs", "sweep", settings.name), trials, seed)
     for trial in planned:

@@ -127,9 +127,11 @@ def test_a_wrong_compare_file_is_explained(tmp_path, content, message):
 def test_table_shows_mean_and_deviation_over_seeds():
     values = [0.30, 0.36, 0.42]
     text = printed([row("x", seed, miou) for seed, miou in enumerate(values)] + [row("y", 0, None)])
-    expected = f"{100 * statistics.fmean(values):.1f} ± {100 * statistics.stdev(values):.1f}"
-    assert expected in text
-    assert expected == "36.0 ± 6.0"
+    mean, deviation = f"{100 * statistics.fmean(values):.1f}", f"±{100 * statistics.stdev(values):.1f}"
+    assert (mean, deviation) == ("36.0", "±6.0")
+    lines = text.splitlines()
+    above = next(number for number, line in enumerate(lines) if mean in line)
+    assert lines[above + 1].index(deviation) + len(deviation) == lines[above].index(mean) + len(mean)  # aligned
     assert "3 seeds" in text
     assert text.index(" x ") < text.index(" y ")
     assert "–" in next(line for line in text.splitlines() if " y " in line)
