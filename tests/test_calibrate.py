@@ -259,11 +259,11 @@ def checkpoint(**options):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "one of None"),
+        ({}, "checkpoint of None, which cannot be imported"),
         ({"_class_path": "nowhere.Method"}, "No module named 'nowhere'"),
         ({"_class_path": "sfda.methods.tent.Tenth"}, "Tenth"),
         ({"_class_path": "os.system"}, r"no sfda\.methods\.base\.Method"),
-        ({"_class_path": "sfda.networks.ema.ExponentialMovingAverage"}, r"cannot be built"),
+        ({"_class_path": "sfda.networks.frozen.Frozen"}, r"no sfda\.methods\.base\.Method"),
         ({"_class_path": "sfda.methods.source_only.SourceOnly", "gamma": 1}, "gamma"),
         ({"_class_path": "sfda.methods.source_only.SourceOnly"}, "Missing key"),
         ({"_class_path": "sfda.methods.ada_bn.AdaBN", "online": True}, "adapts while it is scored"),
