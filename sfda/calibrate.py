@@ -6,7 +6,6 @@ What can be asked for without torch is: mistakes are answered at once.
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -71,9 +70,6 @@ def calibrated_folder(run: Path, calibrator: str) -> Path:
 
 def _check_plain(path: Path) -> None:
     """Refuse a method whose network alone predicts something else: that is all that label calibration takes of it."""
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # methods and networks of the user's own lie there
-
     import torch
 
     from sfda.methods.base import Method, read_checkpoint

@@ -159,8 +159,7 @@ class IAPC(PseudoLabelledMethod):
         """As every method's, with the decay laid out for `poly_steps`."""
         if self.poly_steps is None:
             return super().lr_factor(step)
-        warmup = min(1.0, 0.1 + 0.9 * step / self.warmup_steps) if self.warmup_steps else 1.0
-        return float(warmup * max(0.0, 1 - step / self.poly_steps) ** self.poly_power)
+        return float(self.warmup_factor(step) * max(0.0, 1 - step / self.poly_steps) ** self.poly_power)
 
     def after_optimizer_step(self) -> None:
         """The memory follows."""

@@ -79,13 +79,17 @@ class TrainedMethod(Method):
 
     def lr_factor(self, step: int) -> float:
         """Learning rate of an optimizer step as a multiple of `lr`: linear warm-up, polynomial decay."""
-        warmup: float = min(1.0, 0.1 + 0.9 * step / self.warmup_steps) if self.warmup_steps else 1.0
+        warmup = self.warmup_factor(step)
         if step == 0:
             # Asking the Trainer for its steps builds the loaders; now is too early: a resumed run does not know its
             # epoch yet, and workers would prefetch another one.
             return warmup
         remaining = 1 - step / max(1, int(self.trainer.estimated_stepping_batches))
         return float(warmup * max(0.0, remaining) ** self.poly_power)
+
+    def warmup_factor(self, step: int) -> float:
+        """Linear from a tenth to 1 over `warmup_steps`."""
+        return min(1.0, 0.1 + 0.9 * step / self.warmup_steps) if self.warmup_steps else 1.0
 
     def shared_draws(self) -> np.random.Generator:
         """Randomness of the current batch that is the same on all ranks, and again after a resume."""
