@@ -72,7 +72,8 @@ def _check_plain(path: Path) -> None:
     """Refuse a method whose network alone predicts something else: that is all that label calibration takes of it."""
     import torch
 
-    from sfda.methods.base import Method, read_checkpoint
+    from sfda.checkpoints import read_checkpoint
+    from sfda.methods.base import Method
     from sfda.methods.post_hoc import rebuild_method
 
     method = rebuild_method(read_checkpoint(str(path))).eval()

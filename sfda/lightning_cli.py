@@ -31,12 +31,13 @@ from sfda.callbacks.progress_lines import ProgressLines
 from sfda.callbacks.run_folder import RunFolder, last_checkpoint
 from sfda.callbacks.skipped_files import SkippedFiles
 from sfda.callbacks.wandb_run import WandbRun, settle_wandb_loggers
+from sfda.checkpoints import read_checkpoint
 from sfda.data.datamodule import DomainAdaptationDataModule
 from sfda.data.label_spaces import load_class_set
 from sfda.errors import UserError
 from sfda.fragments import complete_fragments
 from sfda.messages import QUIET, shorten, show_warning, user_error_behind
-from sfda.methods.base import Method, read_checkpoint
+from sfda.methods.base import Method
 from sfda.methods.trained import TrainedMethod
 
 LAUNCHED = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

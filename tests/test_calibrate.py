@@ -10,8 +10,8 @@ import yaml
 
 from sfda.arguments import configs_folder
 from sfda.calibrate import CALIBRATORS, calibrated_folder, calibration_arguments
+from sfda.checkpoints import read_checkpoint
 from sfda.errors import UserError
-from sfda.methods.base import read_checkpoint
 from sfda.methods.post_hoc import rebuild_method
 from sfda.methods.pseudo_cal import PseudoCal
 from sfda.methods.source_only import SourceOnly

@@ -12,6 +12,7 @@ from torchmetrics import MeanMetric
 
 from sfda.errors import UserError
 from sfda.methods.gathered import GatheredMethod
+from sfda.methods.online import OnlineMethod
 from sfda.metrics.functional import top_label
 from sfda.metrics.label_free import LabelFreeMetrics
 from sfda.metrics.view_agreement import ranks, view_agreement
@@ -35,7 +36,7 @@ ALPHAS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 SCORED_IMAGES = 32
 
 
-class AdaBN(GatheredMethod):
+class AdaBN(OnlineMethod, GatheredMethod):
     """BN statistics = (1 − α) · source + α · target; no weight is changed.
 
     α = 1 is the classic method (Li et al., "Revisiting batch normalization for practical domain adaptation",
@@ -89,21 +90,6 @@ class AdaBN(GatheredMethod):
             keep_lone_values(self.network)
         self._statistics = BatchStatistics(self.network)
         self._images: list[Tensor] = []
-
-    @property
-    def has_fit(self) -> bool:
-        """Online there is nothing to fit: the method adapts while it is scored."""
-        return not self.online
-
-    def setup(self, stage: str) -> None:
-        """Settle what can be done.
-
-        Raises:
-            UserError: an online run with several processes.
-        """
-        if self.online and self.trainer.world_size > 1:
-            raise UserError("online: true follows one stream in its order: use one process, --trainer.devices 1")
-        super().setup(stage)
 
     # ------------------------------------------------------------------ one pass
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from sfda.data.sampling import run_seed
 from sfda.errors import UserError
 from sfda.methods.gathered import GatheredMethod
+from sfda.methods.online import OnlineMethod
 from sfda.networks.label_calibration_head import (
     LabelCalibrationHead,
     UniformSample,
@@ -38,7 +39,7 @@ ONLINE_SAMPLE = 2**14
 """Probability vectors of one batch that the temperature is fitted on online."""
 
 
-class LabelCalibration(GatheredMethod):
+class LabelCalibration(OnlineMethod, GatheredMethod):
     """Predicts argmin_c ‖p − q_c‖ with q_c = Σ conf^γ·p / Σ conf^γ over the target pixels predicted as class c.
 
     Implemented from the published description of "Label Calibration for Semantic Segmentation Under Domain Shift"
@@ -89,23 +90,8 @@ class LabelCalibration(GatheredMethod):
         self._sample = UniformSample(ONLINE_SAMPLE if self.online else SAMPLE // processes, (run_seed(), rank))
         self._seconds = {"forward": 0.0, "prototypes": 0.0, "prediction": 0.0}
 
-    @property
-    def has_fit(self) -> bool:
-        """Online there is nothing to fit: the method adapts while it is scored."""
-        return not self.online
-
     def setup(self, stage: str) -> None:
-        """Settle what can be done.
-
-        Raises:
-            UserError: an online run that is to be fitted, or that has several processes.
-        """
-        if self.online and stage == "fit":
-            raise UserError(
-                "with online: true there is nothing to fit: run it with `sfda validate`, which adapts as it predicts"
-            )
-        if self.online and self.trainer.world_size > 1:
-            raise UserError("online: true follows one stream in its order: use one process, --trainer.devices 1")
+        """Sums and sample of this process."""
         super().setup(stage)
         self._start_anew(self.trainer.world_size, self.trainer.global_rank)
 

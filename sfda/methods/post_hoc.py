@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sfda.checkpoints import import_method, read_checkpoint
 from sfda.data.label_spaces import IGNORE
 from sfda.data.sampling import run_seed
 from sfda.errors import UserError
-from sfda.methods.base import Method, import_method, read_checkpoint
+from sfda.methods.base import Method
 from sfda.methods.gathered import GatheredMethod
 from sfda.metrics.functional import SMALLEST_PROBABILITY, at_least_float32, top_label
 from sfda.networks.label_calibration_head import UniformSample, sum_over_ranks

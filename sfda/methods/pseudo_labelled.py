@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from sfda.methods.base import read_checkpoint
+from sfda.checkpoints import read_checkpoint
 from sfda.methods.trained import TrainedMethod
 from sfda.networks.segmenter import eval_mode
 from sfda.pseudo_labels.store import PseudoLabelStore, weights_hash

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sfda.errors import UserError
 from sfda.losses.entropy import mean_entropy
 from sfda.methods.ada_bn import keep_lone_values
+from sfda.methods.online import OnlineMethod
 from sfda.methods.target_statistics import target_statistics
 from sfda.methods.trained import TrainedMethod
 from sfda.networks.batch_norm import BatchStatistics, batch_norm_layers, mix_statistics, read_statistics
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from sfda.data.datasets import Batch
 
 
-class Tent(TrainedMethod):
+class Tent(OnlineMethod, TrainedMethod):
     """Minimises the mean entropy of the predictions by scale and shift of the BN layers; nothing else is trained.
 
     Implemented from the published description of "Tent: Fully Test-Time Adaptation by Entropy Minimization" (Wang et
@@ -62,21 +63,6 @@ class Tent(TrainedMethod):
         self._estimated_at = -1
         if online:
             keep_lone_values(self.network)
-
-    @property
-    def has_fit(self) -> bool:
-        """Online there is nothing to fit: the method adapts while it is scored."""
-        return not self.online
-
-    def setup(self, stage: str) -> None:
-        """Settle what can be done.
-
-        Raises:
-            UserError: an online run with several processes.
-        """
-        if self.online and self.trainer.world_size > 1:
-            raise UserError("online: true follows one stream in its order: use one process, --trainer.devices 1")
-        super().setup(stage)
 
     def trainable_parameters(self) -> list[dict[str, Any]]:
         """Scale and shift of every BN layer."""

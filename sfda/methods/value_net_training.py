@@ -10,10 +10,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from sfda.checkpoints import read_checkpoint
 from sfda.data.label_spaces import IGNORE
 from sfda.errors import UserError
 from sfda.losses.calibration import image_ece
-from sfda.methods.base import read_checkpoint
 from sfda.methods.trained import TrainedMethod
 from sfda.metrics.ece_estimate import EceEstimateQuality, estimate_scatter
 from sfda.networks.batch_norm import average_running_statistics

@@ -1,0 +1,82 @@
+"""Checkpoints: read safely, and what is in them."""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from sfda.errors import UserError
+
+if TYPE_CHECKING:
+    from sfda.methods.base import Method
+
+
+def read_checkpoint(path: str) -> dict[str, Any]:
+    """A checkpoint, loaded to the CPU with ``weights_only=True``.
+
+    Raises:
+        UserError: no such file, or not a checkpoint that can be loaded safely.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"checkpoint {path} does not exist: train it first, or give the path of the one you have")
+    if not zipfile.is_zipfile(path):  # on other bytes the unpickler raises whatever they make it
+        raise UserError(f"{path} is not a checkpoint, or was cut off while it was written")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        raise UserError(f"{path} is not a checkpoint that can be loaded safely: {error}") from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise UserError(f"{path} is not a checkpoint of an `sfda fit`: it has no state_dict")
+    return checkpoint
+
+
+def import_method(class_path: object, path: str) -> type[Method]:
+    """The class of the method that a checkpoint is of.
+
+    Args:
+        class_path: What the checkpoint names.
+        path: The checkpoint, for messages.
+
+    Raises:
+        UserError: it cannot be imported, or is no `Method`.
+    """
+    from sfda.methods.base import Method  # which reads checkpoints itself
+
+    module, _, name = str(class_path).rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"{path} is a checkpoint of {class_path}, which cannot be imported ({error}): install the package it is in"
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise UserError(f"{path} is a checkpoint of {class_path}, which is no sfda.methods.base.Method")
+    return found
+
+
+def load_source_network(network: nn.Module, path: str, options: Any) -> None:
+    """Load the network of a checkpoint into `network`.
+
+    Raises:
+        UserError: the checkpoint cannot be read, or holds another network or another number of classes.
+    """
+    checkpoint = read_checkpoint(path)
+    stored = checkpoint.get("hyper_parameters", {})
+    for option in ("network", "num_classes"):
+        if option in stored and stored[option] != options[option]:
+            raise UserError(
+                f"source_checkpoint {path} was trained with {option} {stored[option]}, this run has {options[option]}: "
+                "make them the same"
+            )
+    prefix = "network."
+    state = {key[len(prefix) :]: value for key, value in checkpoint["state_dict"].items() if key.startswith(prefix)}
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(f"source_checkpoint {path} does not fit the network {options['network']}: {error}") from error

@@ -1,0 +1,27 @@
+"""Methods that can follow a stream while they are scored."""
+
+from __future__ import annotations
+
+from sfda.errors import UserError
+from sfda.methods.base import Method
+
+
+class OnlineMethod(Method):
+    """With `online` there is no fit: `sfda validate` predicts each target batch, then calls `adapt_online` with it."""
+
+    online: bool = False
+
+    @property
+    def has_fit(self) -> bool:
+        """Online the method adapts while it is scored."""
+        return not self.online
+
+    def setup(self, stage: str) -> None:
+        """Settle what can be done.
+
+        Raises:
+            UserError: an online run with several processes.
+        """
+        if self.online and self.trainer.world_size > 1:
+            raise UserError("online: true follows one stream in its order: use one process, --trainer.devices 1")
+        super().setup(stage)
