@@ -1,11 +1,8 @@
 """The main job as a newcomer meets it: the demo's comparison, then every command of the README."""
 
 import json
-import os
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -23,28 +20,6 @@ def blocks(kind: str) -> list[str]:
 def commands() -> list[list[str]]:
     lines = "\n".join(blocks("console")).replace("\\\n", " ").splitlines()
     return [shlex.split(line, comments=True) for line in lines if line.strip()]
-
-
-def run(cwd: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "COLUMNS": "80"}
-    return subprocess.run(
-        [sys.executable, "-m", "sfda.cli", *words],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=1500,
-    )
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    """A working directory in which the demo has run."""
-    cwd = tmp_path_factory.mktemp("newcomer")
-    done = run(cwd, "compare", "compare/demo.yaml", "--out", "runs/demo")
-    assert done.returncode == 0, done.stderr
-    (cwd / "printed.txt").write_text(done.stdout)
-    return cwd
 
 
 def test_the_demo_shows_what_it_promises(demo):
@@ -78,7 +53,7 @@ def test_the_readme_shows_the_table_of_the_demo(demo):
         assert float(line[3]) == pytest.approx(100 * row["target_miou"], abs=3)
 
 
-def test_every_readme_command_runs(demo):
+def test_every_readme_command_runs(demo, run_sfda):
     files = blocks("yaml")
     (demo / "mine.yaml").write_text(files[0].replace("/data/mine", str(demo / "mine")))
     (demo / "classes.yaml").write_text(files[1])
@@ -89,7 +64,7 @@ def test_every_readme_command_runs(demo):
         words = [word.replace("/data/mine", str(demo / "mine")) for word in command]
         if words[0] != "sfda" or words[1:2] == ["compare"] or any("gta5_to" in word for word in words):
             continue  # the demo has run; the published data sets are not here
-        done = run(demo, *words[1:])
+        done = run_sfda(demo, *words[1:])
         assert done.returncode == 0, (words, done.stderr)
         ran += 1
     assert ran >= 6

@@ -1,0 +1,62 @@
+"""A package of somebody else's: nothing is registered, and every command knows its method and its network."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.slow
+PACKAGE = Path(__file__).parents[1] / "third_party"
+
+
+@pytest.fixture(scope="module")
+def project(town, tmp_path_factory):
+    """The package's own checkout, in which its comparison has run."""
+    folder = tmp_path_factory.mktemp("third_party") / "checkout"
+    shutil.copytree(PACKAGE, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "data").mkdir()
+    (folder / "data/streets").symlink_to(town)
+    assert "view_consistency" in run(folder, "compare", "compare/mine.yaml", "--out", "runs/mine").stdout
+    return folder
+
+
+def run(folder, *words):
+    environment = {**os.environ, "COLUMNS": "80", "OMP_NUM_THREADS": "1"}
+    environment.pop("PYTHONPATH", None)
+    command = [str(Path(sys.executable).with_name("sfda")), *words]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def test_its_method_stands_in_the_table_and_has_trained(project):
+    rows = {row["experiment"]: row for row in json.loads((project / "runs/mine/results.json").read_text())}
+    assert set(rows) == {"source_only", "view_consistency"}
+    assert rows["view_consistency"]["method"] == "ViewConsistency"
+    assert rows["view_consistency"]["source_free"]
+    assert rows["view_consistency"]["labels_read"] is None
+    before = weights(project / "runs/mine/source_training/seed1/selected.ckpt")
+    after = weights(project / "runs/mine/view_consistency/seed1/selected.ckpt")
+    assert before.keys() == after.keys()
+    assert all(not torch.equal(before[key], after[key]) for key in before if key.endswith("weight"))
+
+
+def test_its_run_predicts_and_is_calibrated(project):
+    fit = "runs/mine/view_consistency/seed1"
+    run(project, "predict", "--run", fit, "--images", "data/streets/cityscapes/leftImg8bit/val", "--out", "predictions")
+    assert len(list((project / "predictions").rglob("*_trainIds.png"))) == 6
+    run(project, "calibrate", "--run", fit, "--with", "pseudo_cal")
+    run(project, "validate", "--run", "runs/mine/view_consistency+pseudo_cal/seed1")
+    row = json.loads((project / "runs/mine/view_consistency+pseudo_cal/seed1/result.json").read_text())
+    plain = json.loads((project / fit / "result.json").read_text())
+    assert row["target_miou"] == plain["target_miou"]  # one temperature changes no predicted pixel
+    assert row["target_ece"] != plain["target_ece"]
