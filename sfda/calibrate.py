@@ -49,6 +49,7 @@ def calibration_arguments(run: Path, calibrator: str, out: Path | None, more: Se
         _check_plain(checkpoint)
     options = {
         **{f"--trainer.{name}": value for name, value in TRAINER.items()},
+        "--data.init_args.samples_per_epoch": "null",  # one look at every image, however long the run's epochs were
         "--model.init_args.network": model["network"],
         "--model.init_args.views": model["views"],
         "--model.init_args.source_checkpoint": str(checkpoint),
