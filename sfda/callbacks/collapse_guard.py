@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import warnings
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from torchmetrics import MeanMetric
 
+from sfda.checkpoints import load_source_network
 from sfda.data.datasets import EvaluationSet, collate, to_device_format
 from sfda.methods.base import Method
 from sfda.methods.trained import TrainedMethod
@@ -55,8 +57,14 @@ class CollapseGuard(Callback):
         """Look at the source model; a resumed run has its predictions from the checkpoint."""
         if not isinstance(pl_module, TrainedMethod) or trainer.ckpt_path is not None or trainer.limit_val_batches == 0:
             return
-        if "target_images" in pl_module.reads and "target_labels" not in pl_module.reads:
-            self._look_at_source(trainer, pl_module)
+        if "target_images" not in pl_module.reads or "target_labels" in pl_module.reads:
+            return
+        # The method may have begun to adapt: BN statistics are re-estimated before there are pseudo-labels.
+        adapted = copy.deepcopy(pl_module.network.state_dict())
+        if pl_module.source_checkpoint is not None:
+            load_source_network(pl_module.network, pl_module.source_checkpoint, pl_module.hparams)
+        self._look_at_source(trainer, pl_module)
+        pl_module.network.load_state_dict(adapted)
 
     @torch.no_grad()
     def _look_at_source(self, trainer: L.Trainer, method: Method) -> None:

@@ -123,8 +123,8 @@ def collate(items: Sequence[Item]) -> Batch:
             shapes = ", ".join(f"{item['name']} {tuple(item[key].shape[-2:])}" for item in good)
             raise UserError(
                 f"the {key}s of one batch differ in size ({shapes}): give all images one size with "
-                "--data.init_args.size '[H, W]', or use --data.init_args.val_batch_size 1 (validation) "
-                "or --data.init_args.crop '[H, W]' (training)"
+                "--data.init_args.size '[H, W]'. Where that is not wanted, validation alone takes "
+                "--data.init_args.val_batch_size 1, and training on random views --data.init_args.crop '[H, W]'"
             )
         batch[key] = torch.stack(tensors)
     return batch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from sfda.errors import UserError
 from sfda.losses.entropy import normalised_entropy
 from sfda.losses.negative_learning import complementary_rank, negative_learning
 from sfda.losses.symmetric_cross_entropy import symmetric_cross_entropy
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 class CalSFDA(ValueNetMethod, SelfTraining):
     """Self-training whose confidences are scaled by the calibration error that a value net expects of each image.
 
-    Stage 3 of Cal-SFDA (Wang et al., arXiv 2308.03003, section 3.3.3), implemented from the published description.
+    Stage 3 of Cal-SFDA (Wang et al., arXiv 2308.03003, section 3.4), implemented from the published description.
     The value net of stage 2 gives ê of every target image; the confidence that thresholds and labels go by is
     s = (1 − ê)·confidence. In the first epochs only the affine parameters of the BN layers train, then the
     classifier, with the backbone frozen. The loss is symmetric cross-entropy on the labelled pixels, negative
@@ -45,6 +47,9 @@ class CalSFDA(ValueNetMethod, SelfTraining):
         eta: Weight η of the normalised entropy. No published config names it; the default is ours.
         official_order: Re-estimate the BN statistics after labelling, as the official schedule does, not before.
         **self_training: Options of `SelfTraining`.
+
+    Raises:
+        UserError: an option is out of its range, or the warm-up has nothing to train.
     """
 
     label_options: tuple[str, ...] = (*SelfTraining.label_options, "scaling", "official_order")
@@ -62,6 +67,20 @@ class CalSFDA(ValueNetMethod, SelfTraining):
         **self_training: Any,
     ) -> None:
         super().__init__(**self_training)
+        for option, value in (
+            ("warmup_epochs", warmup_epochs),
+            ("ce_weight", ce_weight),
+            ("rce_weight", rce_weight),
+            ("nl_weight", nl_weight),
+            ("eta", eta),
+        ):
+            if value < 0:
+                raise UserError(f"model option {option}: a number from 0 up, not {value}")
+        if warmup_epochs and next(_affine(self.network), None) is None:
+            raise UserError(
+                f"the warm-up trains scale and shift of BatchNorm layers, and {self_training['network']} has none: "
+                "give --model.init_args.warmup_epochs 0"
+            )
         self.scaling = scaling
         self.warmup_epochs = warmup_epochs
         self.train_backbone = train_backbone
@@ -110,6 +129,19 @@ class CalSFDA(ValueNetMethod, SelfTraining):
         self._class_weights = class_weights(thresholds).to(self.device, torch.float32)
         if self.trainer.is_global_zero:
             sys.stdout.write(f"class weights: {float(effective_number(self._class_weights)):.1f} effective classes\n")
+        epochs = self.trainer.max_epochs or 0
+        if 0 < epochs <= self.warmup_epochs and self.trainer.is_global_zero:
+            warnings.warn(
+                f"{type(self).__name__}: all {epochs} epochs are warm-up, and the classifier trains in none: raise "
+                "--trainer.max_epochs, or lower --model.init_args.warmup_epochs",
+                stacklevel=1,
+            )
+
+    def on_train_start(self) -> None:
+        """Log what the class weights amount to."""
+        super().on_train_start()
+        for logger in self.loggers:
+            logger.log_metrics({"train/effective_classes": float(effective_number(self._class_weights))}, step=0)
 
     # ------------------------------------------------------------------ training
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import abstractmethod
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
 from sfda.checkpoints import read_checkpoint
+from sfda.errors import UserError
 from sfda.methods.trained import TrainedMethod
 from sfda.networks.segmenter import eval_mode
 from sfda.pseudo_labels.store import PseudoLabelStore, weights_hash
@@ -40,7 +43,11 @@ class PseudoLabelledMethod(TrainedMethod):
         """
 
     def prepare_fit(self) -> None:
-        """Initial weights, then labels; a resumed run uses those it has."""
+        """Initial weights, then labels; a resumed run uses those it has.
+
+        Raises:
+            UserError: a resumed run needs new labels, and what they were made from has changed.
+        """
         self.to(self.trainer.strategy.root_device)
         resumed = self.trainer.ckpt_path is not None
         super().prepare_fit()
@@ -53,6 +60,12 @@ class PseudoLabelledMethod(TrainedMethod):
         if not store.complete:
             if resumed:  # its own weights are loaded later
                 self.initialise_from_source()
+                if weights_hash(self) != self._source_hash:
+                    raise UserError(
+                        f"the pseudo-labels in {store.folder} have to be made again, and {self.source_checkpoint} with "
+                        "these options and images no longer gives the weights that this run began with: restore what "
+                        "has changed, or begin anew with another --out"
+                    )
             with eval_mode(self), torch.no_grad():
                 self.make_labels(store)
         self.pseudo_labels = store
@@ -63,11 +76,13 @@ class PseudoLabelledMethod(TrainedMethod):
 
     def _identity(self) -> dict[str, Any]:
         data = self.datamodule
+        names = "\n".join(pair.name for pair in data.training_sets["target"].pairs)
         return {
             "method": type(self).__name__,
             "source_weights": self._source_hash,
             "classes": list(data.classes.names),
-            "images": data.domains["target"].root if data.domains["target"] else None,
+            "images": asdict(data.training_sets["target"].domain),
+            "image_names": hashlib.sha256(names.encode()).hexdigest(),
             "size": list(data.size) if data.size else None,
             **{option: self.hparams[option] for option in self.label_options},
         }

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
+from sfda.errors import UserError
 from sfda.losses.calibration import classwise_ece
 from sfda.losses.cross_entropy import cross_entropy
 from sfda.methods.trained import TrainedMethod
@@ -28,6 +29,9 @@ class SourceTraining(TrainedMethod):
         absent: What a class absent from an image counts in the calibration term: left out (``skip``), or 0 (``zero``).
         pretrained: ``imagenet`` fetches torchvision's or smp's own ImageNet weights when the training starts.
         **trained: Options of `TrainedMethod`.
+
+    Raises:
+        UserError: an option is out of its range.
     """
 
     reads = frozenset({"source_images", "source_labels"})
@@ -42,6 +46,12 @@ class SourceTraining(TrainedMethod):
         **trained: Any,
     ) -> None:
         super().__init__(**trained)
+        if alpha < 0:
+            raise UserError(f"model option alpha: a number from 0 up, not {alpha}")
+        if bins < 1:
+            raise UserError(f"model option bins: at least 1, not {bins}")
+        if temperature <= 0:
+            raise UserError(f"model option temperature: a number above 0, not {temperature}")
         self.alpha = alpha
         self.bins = bins
         self.temperature = temperature

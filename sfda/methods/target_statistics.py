@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from sfda.errors import UserError
 from sfda.methods.base import Method
 from sfda.networks.batch_norm import BatchStatistics, Statistics
 
@@ -27,8 +28,18 @@ def target_statistics(method: Method, module: nn.Module, forward: Callable[[Tens
         method: The method at work, on its device; it reads target images.
         module: Its BN layers are looked at; modes and buffers are as before afterwards.
         forward: Runs images (B, 3, H, W) through all of `module`.
+
+    Raises:
+        UserError: there are too few target images for a batch of two on every process.
     """
+    images, processes = len(method.datamodule.training_sets["target"]), method.trainer.world_size
+    if images < 2 * processes:
+        raise UserError(
+            f"BatchNorm statistics of the target need batches of two images or more: {images} training images are too "
+            f"few for {processes} processes"
+        )
     with BatchStatistics(module) as gathered:
         for batch in method.datamodule.plain_batches("target", method.device, batch_size=BATCH, shuffled=IMAGES):
-            forward(batch["image"])
+            if len(batch["name"]) > 1:  # unreadable files may leave one image, which has no variance
+                forward(batch["image"])
     return gathered.reduce().mean_and_variance()

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from sfda.data.datasets import Batch
 
 
+CHECKED_EVERY = 20
+"""Optimizer steps between two looks for weights that are NaN; each look waits for the GPU."""
+
+
 class TrainedMethod(Method):
     """A method with losses and an optimizer.
 
@@ -31,6 +35,9 @@ class TrainedMethod(Method):
         poly_power: The learning rate falls as (1 − step/steps)^power; 0 keeps it.
         warmup_steps: Steps over which the learning rate first rises linearly from a tenth.
         **base: Options of `Method`.
+
+    Raises:
+        UserError: an option is out of its range.
     """
 
     def __init__(
@@ -44,6 +51,16 @@ class TrainedMethod(Method):
         **base: Any,
     ) -> None:
         super().__init__(**base)
+        for option, value in (
+            ("lr", lr),
+            ("weight_decay", weight_decay),
+            ("poly_power", poly_power),
+            ("warmup_steps", warmup_steps),
+        ):
+            if value < 0:
+                raise UserError(f"model option {option}: a number from 0 up, not {value}")
+        if not 0 <= momentum < 1:
+            raise UserError(f"model option momentum: a number from 0, below 1, not {momentum}")
         self.optimizer_name = optimizer
         self.lr = lr
         self.momentum = momentum
@@ -136,6 +153,23 @@ class TrainedMethod(Method):
         if self.trainer.global_step > self._steps_seen:
             self._steps_seen = self.trainer.global_step
             self.after_optimizer_step()
+            if self.trainer.global_step % CHECKED_EVERY == 0:
+                self.refuse_diverged_weights()
+
+    def refuse_diverged_weights(self) -> None:
+        """No hours are spent on NaN, and no checkpoint holds it.
+
+        Weights rather than the loss: they are equal on all ranks, so that all of them stop.
+
+        Raises:
+            UserError: a trained weight is NaN or infinite.
+        """
+        finite = [weight.isfinite().all() for group in self.trainable_parameters() for weight in group["params"]]
+        if not torch.stack(finite).all():
+            raise UserError(
+                f"{type(self).__name__}: weights are NaN or infinite after step {self.trainer.global_step}; lower "
+                f"--model.init_args.lr, and look at the losses in {self.run_folder / 'metrics.csv'}"
+            )
 
     def on_validation_start(self) -> None:
         """Every rank scores, and saves, the same BN statistics."""
@@ -144,6 +178,7 @@ class TrainedMethod(Method):
 
     def on_train_epoch_end(self) -> None:
         """The same for a checkpoint of an epoch without validation."""
+        self.refuse_diverged_weights()
         average_running_statistics(self.network)
 
     def configure_optimizers(self) -> Any:

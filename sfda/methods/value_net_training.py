@@ -176,6 +176,7 @@ class ValueNetTraining(ValueNetMethod):
 
     def on_train_epoch_end(self) -> None:
         """The same for a checkpoint of an epoch without validation."""
+        self.refuse_diverged_weights()
         average_running_statistics(self.value_net)
 
 

@@ -74,6 +74,9 @@ def image_thresholds(bins: Tensor, fraction: float) -> Tensor:
 def select_labels(predicted: Tensor, bins: Tensor, by_class: Tensor, by_image: Tensor) -> Tensor:
     """Pseudo-labels: the predicted class where either threshold is passed, 255 elsewhere.
 
+    The lowest bin is never labelled: confidences below 1/2048 are those of images whose error was estimated as 1, and
+    all pixels of such an image would pass a threshold of 0.
+
     Args:
         predicted: (B, H, W) uint8 classes.
         bins: (B, H, W), see `confidence_bins`.
@@ -84,7 +87,7 @@ def select_labels(predicted: Tensor, bins: Tensor, by_class: Tensor, by_image: T
         (B, H, W) uint8.
     """
     passed = (bins >= by_class[predicted.long()]) | (bins >= by_image.view(-1, 1, 1))
-    return torch.where(passed, predicted, UNLABELLED)
+    return torch.where(passed & (bins > 0), predicted, UNLABELLED)
 
 
 def lower_edges(bins: Tensor) -> Tensor:

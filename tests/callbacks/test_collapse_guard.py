@@ -81,6 +81,14 @@ def test_the_values_are_those_of_both_models_predictions(devices, town, source_m
 
 
 @pytest.mark.medium
+def test_the_source_model_is_looked_at_before_its_statistics_are_changed(town, good_source, sfda, tmp_path):
+    """Self-training re-estimates them before anything else; a collapse by that must show too."""
+    assert fit(sfda, town, good_source, tmp_path / "run", model="self_training", epochs=1) == 0
+    expected = dict(zip(("class_coverage", "infomax"), scores(predictions(good_source, town)), strict=True))
+    assert report_of(tmp_path / "run")["source"] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.medium
 def test_too_high_a_learning_rate_is_warned_of_once_and_the_usual_one_is_not(town, good_source, sfda, tmp_path, capsys):
     steps = ["--data.init_args.samples_per_epoch", 64]  # 16 an epoch
     assert fit(sfda, town, good_source, tmp_path / "usual", *steps) == 0

@@ -86,7 +86,16 @@ def test_thresholds_against_sorting(seed, num_classes, height, kind, fraction):
     for b in range(3):
         for (i, j), s in np.ndenumerate(quantised[b]):
             c = int(predicted[b, i, j])
-            assert labels[b, i, j] == (c if s >= expected[c] or s >= by_image[b] else 255)
+            assert labels[b, i, j] == (c if s > 0 and (s >= expected[c] or s >= by_image[b]) else 255)
+
+
+def test_an_image_of_no_confidence_gets_no_label():
+    """ê = 1 brings every pixel into the lowest bin, and the threshold of the image with them."""
+    bins = confidence_bins(torch.rand(1, 4, 5) * (1 - 0.9999))
+    predicted = torch.zeros(1, 4, 5, dtype=torch.uint8)
+    by_image = image_thresholds(bins, 0.1)
+    assert by_image.tolist() == [0]
+    assert (select_labels(predicted, bins, torch.zeros(1, dtype=torch.int64), by_image) == 255).all()
 
 
 @given(n=st.integers(1, 500), percent=st.integers(0, 100))
