@@ -127,8 +127,9 @@ class CollapseGuard(Callback):
         if not trainer.is_global_zero:
             return
         for text in reasons.values():
-            advice = "its learning rate may be too high"
-            warnings.warn(f"{type(pl_module).__name__}: {text} (epoch {trainer.current_epoch}); {advice}", stacklevel=1)
+            epoch = f"(epoch {trainer.current_epoch})"
+            advice = "its learning rate may be too high, or new BatchNorm statistics do this alone (compare ada_bn)"
+            warnings.warn(f"{type(pl_module).__name__}: {text} {epoch}; {advice}", stacklevel=1)
         report = {"images": len(self.source), "source": self.start, "epochs": self.epochs}
         (pl_module.run_folder / "collapse_guard.json").write_text(json.dumps(report, indent=2) + "\n")
 
@@ -137,7 +138,7 @@ class CollapseGuard(Callback):
         reasons = {}
         if values["churn"] > MOST_CHURN:
             changed = 100 * values["churn"]
-            reasons["churn"] = f"{changed:.0f} % of the pixels have changed class since the source model"
+            reasons["churn"] = f"{changed:.0f} % of the pixels have another class than the source model gave them"
         now, before = values["class_coverage"], self.start["class_coverage"]
         if now < SMALLEST_SHARE * before:
             shares = f"{100 * now:.0f} % of the classes are still predicted, {100 * before:.0f} % by the source model"

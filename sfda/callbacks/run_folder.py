@@ -160,7 +160,14 @@ def _scores(classes: ClassSet, results: Results) -> dict[str, float | None]:
     names = ["miou", *(["miou13"] if classes.names == SYNTHIA16.names else []), *(f"iou_{c}" for c in classes.names)]
     names += ["ece", "classwise_ece", "nll", "brier", "entropy"]
     row = {f"target_{name}": _finite(target.get(name)) for name in names}
-    return row | {f"source_{name}": _finite(source.get(name)) for name in ("miou", "ece")}
+    row |= {f"source_{name}": _finite(source.get(name)) for name in ("miou", "ece")}
+    of_value_net = {
+        f"{domain}_{name}": _finite(score)
+        for domain, scores in results.items()
+        for name, score in scores.items()
+        if name.startswith("value_net_")
+    }
+    return row | of_value_net
 
 
 def _finite(value: float | None) -> float | None:

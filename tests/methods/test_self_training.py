@@ -237,6 +237,8 @@ def test_estimated_error_stands_beside_entropy(town, value_net_model, sfda, tmp_
     assert sfda("validate", "--run", tmp_path / "run") == 0
     report = json.loads((tmp_path / "run/value_net.json").read_text())
     assert report["target"]["true_ece"] > 0
+    row = json.loads((tmp_path / "run/result.json").read_text())
+    assert row["target_value_net_spearman"] == pytest.approx(report["target"]["spearman"])
 
 
 @pytest.mark.parametrize(
