@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pickle
+import re
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,9 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         UserError: no such file, or not a checkpoint that can be loaded safely.
     """
     if not Path(path).is_file():
-        raise UserError(f"checkpoint {path} does not exist: train it first, or give the path of the one you have")
+        place = re.fullmatch(r"runs/([^/]+)/([^/]+)/seed(\d+)/\w+\.ckpt", path)
+        how = f"`sfda fit {place[1]}/{place[2]} --seed_everything {place[3]}` writes it" if place else "train it first"
+        raise UserError(f"checkpoint {path} does not exist: {how}, or give the path of the one you have")
     if not zipfile.is_zipfile(path):  # on other bytes the unpickler raises whatever they make it
         raise UserError(f"{path} is not a checkpoint, or was cut off while it was written")
     try:
@@ -32,7 +35,10 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     except (pickle.UnpicklingError, RuntimeError) as error:
         raise UserError(f"{path} is not a checkpoint that can be loaded safely: {error}") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise UserError(f"{path} is not a checkpoint of an `sfda fit`: it has no state_dict")
+        raise UserError(
+            f"{path} is not a checkpoint of an `sfda fit`: it has no state_dict. Weights from elsewhere can be saved "
+            "as {'state_dict': {'network.' + key: value, ...}}, with the keys that `build_network` gives the network"
+        )
     return checkpoint
 
 

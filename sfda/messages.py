@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
+import importlib
+import re
 import sys
 from typing import TextIO
+
+from jsonargparse import ArgumentParser
 
 from sfda.errors import UserError
 
@@ -37,7 +42,21 @@ def shorten(message: str) -> str:
     kept = [
         line for line in lines if line and not line.startswith(noise) and not any(word in line for word in internal)
     ]
-    return " ".join(line.removeprefix("- ") for line in kept)
+    return _with_suggestion(" ".join(line.removeprefix("- ") for line in kept))
+
+
+def _with_suggestion(message: str) -> str:
+    """What an unknown option of a class may have been meant to be, and where all of them are listed."""
+    found = re.search(r'"(model|data)".*class_path \'([\w.]+)\'.*Option \'(\w+)\' is not accepted', message)
+    if found is None:
+        return message
+    kind, class_path, option = found.groups()
+    module, _, name = class_path.rpartition(".")
+    parser = ArgumentParser()
+    parser.add_class_arguments(getattr(importlib.import_module(module), name), "of")
+    close = difflib.get_close_matches(option, [action.dest.removeprefix("of.") for action in parser._actions], n=2)
+    hint = f"; did you mean {' or '.join(close)}?" if close else "."
+    return f"{message}{hint} `sfda fit --{kind}.help {name}` lists all"
 
 
 def show_warning(

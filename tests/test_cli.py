@@ -37,6 +37,7 @@ def test_help_names_every_command(capsys):
     ("more", "message"),
     [
         (["--model.init_args.bogus", "3"], "Option 'bogus' is not accepted"),
+        (["--model.init_args.alpah", "0.2"], r"did you mean alpha\? `sfda fit --model.help AdaBN`"),
         (["--model.init_args.alpha", "3"], "alpha: auto, or a number from 0 to 1, not 3"),
         (["--model.init_args.alpha", "often"], 'Parser key "alpha"'),
         (["--model.init_args.network", "smp:Foo/bar"], "no architecture 'Foo'"),

@@ -16,6 +16,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
+from sfda import __version__
 from sfda.callbacks.selection import Selector
 from sfda.data.label_spaces import SYNTHIA16, ClassSet
 from sfda.errors import UserError
@@ -98,7 +99,8 @@ class RunFolder(Callback):
                 "peak_memory_mb": peak_memory_mb(),
             }
             _write_json(self.row_path, self._row(pl_module, facts, {}))
-            _say(f"{self.folder / 'selected.ckpt'}: step {step}, selected by {selected_by}")
+            why = "the last one, no selector is at work" if selected_by == "last" else f"selected by {selected_by}"
+            _say(f"{self.folder / 'selected.ckpt'}: step {step}, {why}")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Fill in the scores after `sfda validate`, and keep what was scored beside them."""
@@ -145,6 +147,7 @@ class RunFolder(Callback):
             "adapt_seconds": fit.get("adapt_seconds"),
             "peak_memory_mb": fit.get("peak_memory_mb"),
             "trained_parameters": count_trained(method),
+            "version": __version__,
             "git_commit": git_commit(),
             "config": str(self.folder / "config.yaml"),
         }

@@ -170,7 +170,18 @@ def _as_word(value: Any) -> str:
 
 
 def with_references(path: Path) -> Sequence[Path]:
-    """A config and the fragments that it names."""
+    """A config and the fragments that it names.
+
+    Raises:
+        UserError: one of them is missing.
+    """
     content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    named = [path.parent / value for value in content.values() if isinstance(value, str) and value.endswith(".yaml")]
-    return [path, *named]
+    named = {
+        key: path.parent / value
+        for key, value in content.items()
+        if isinstance(value, str) and value.endswith((".yaml", ".yml"))
+    }
+    for key, file in named.items():
+        if not file.is_file():
+            raise UserError(f"{path}: `{key}` names {file}, which is not there; paths in this file are relative to it")
+    return [path, *named.values()]

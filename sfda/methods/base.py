@@ -7,6 +7,7 @@ network without a gradient.
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -183,7 +184,12 @@ class Method(L.LightningModule, ABC):
         Raises:
             UserError: there are no weights, or those of the source model would be taken for those of a fit.
         """
-        if self.trainer.state.fn != "validate" or self._has_run_weights:
+        if self.trainer.state.fn != "validate":
+            return
+        if self.trainer.limit_val_batches != 1.0:
+            limit = self.trainer.limit_val_batches
+            warnings.warn(f"only a part of the images is scored: --trainer.limit_val_batches {limit}", stacklevel=1)
+        if self._has_run_weights:
             return
         if self.has_fit:
             raise UserError(

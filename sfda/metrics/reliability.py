@@ -34,9 +34,8 @@ def reliability_diagram(count: Tensor, confidence: Tensor, accuracy: Tensor) -> 
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     bar = {"width": width, "align": "edge", "edgecolor": "black", "linewidth": 0.5}
     top.bar(left, accuracy.numpy(), color="tab:blue", label="accuracy", **bar)
-    top.bar(
-        left, gap, bottom=accuracy.numpy(), color="tab:red", alpha=0.4, hatch="//", label="gap to confidence", **bar
-    )
+    outline = {**bar, "edgecolor": "tab:red", "linewidth": 1.0}
+    top.bar(left, gap, bottom=accuracy.numpy(), facecolor="none", hatch="//", label="gap to confidence", **outline)
     top.plot([0, 1], [0, 1], color="grey", linestyle="--", linewidth=1)
     top.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1), title=f"ECE {100 * ece:.2f} %")
     top.legend(loc="upper left", frameon=False)

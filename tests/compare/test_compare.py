@@ -16,7 +16,8 @@ from tiny_runs import NETWORK
 
 HEAD = ["experiment", "method", "seed", "source", "target", "class_set", "views", "network", "source_free"]
 HEAD += ["labels_read", "selected_by", "selected_step"]
-TAIL = ["source_miou", "source_ece", "adapt_seconds", "peak_memory_mb", "trained_parameters", "git_commit", "config"]
+TAIL = ["source_miou", "source_ece", "adapt_seconds", "peak_memory_mb", "trained_parameters", "version"]
+TAIL += ["git_commit", "config"]
 
 
 def row(experiment, seed, miou, **more):

@@ -58,7 +58,7 @@ def test_every_readme_command_runs(demo, run_sfda):
     (demo / "mine.yaml").write_text(files[0].replace("/data/mine", str(demo / "mine")))
     (demo / "classes.yaml").write_text(files[1])
     write_a_users_folder(demo)
-    (demo / "confident.py").write_text(blocks("python")[0])
+    (demo / "confident.py").write_text(next(block for block in blocks("python") if "class Confident" in block))
     ran = 0
     for command in commands():
         words = [word.replace("/data/mine", str(demo / "mine")) for word in command]
