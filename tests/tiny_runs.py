@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+
+import pytest
+
+from sfda.cli import main
 
 NETWORK = "tiny_network.build"
 
@@ -32,3 +37,20 @@ def tiny_arguments(model: str, town: Path, source_checkpoint: Path | None = None
     if source_checkpoint is not None:
         arguments += ["--model.init_args.source_checkpoint", str(source_checkpoint)]
     return arguments
+
+
+class Death(RuntimeError):
+    """What kills a run."""
+
+
+def die_in_the_second_epoch(arguments: Sequence[object], folder: Path) -> None:
+    """A fit of two epochs or more that gets no further than the end of its first."""
+
+    def die(self, trainer, *_):
+        if trainer.current_epoch == 1:
+            raise Death
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sfda.callbacks.skipped_files.SkippedFiles.on_train_batch_start", die)
+        with pytest.raises(Death):
+            main(["fit", *map(str, arguments), "--out", str(folder)])

@@ -186,8 +186,8 @@ class Method(L.LightningModule, ABC):
         """
         if self.trainer.state.fn != "validate":
             return
-        if self.trainer.limit_val_batches != 1.0:
-            limit = self.trainer.limit_val_batches
+        limit = self.trainer.limit_val_batches
+        if isinstance(limit, int) or limit < 1:  # the integer 1 is one batch, the float 1.0 all of them
             warnings.warn(f"only a part of the images is scored: --trainer.limit_val_batches {limit}", stacklevel=1)
         if self._has_run_weights:
             return

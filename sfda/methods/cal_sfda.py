@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sfda.errors import UserError
+from sfda.errors import UserError, refuse_negative
 from sfda.losses.entropy import normalised_entropy
 from sfda.losses.negative_learning import complementary_rank, negative_learning
 from sfda.losses.symmetric_cross_entropy import symmetric_cross_entropy
@@ -67,15 +67,8 @@ class CalSFDA(ValueNetMethod, SelfTraining):
         **self_training: Any,
     ) -> None:
         super().__init__(**self_training)
-        for option, value in (
-            ("warmup_epochs", warmup_epochs),
-            ("ce_weight", ce_weight),
-            ("rce_weight", rce_weight),
-            ("nl_weight", nl_weight),
-            ("eta", eta),
-        ):
-            if value < 0:
-                raise UserError(f"model option {option}: a number from 0 up, not {value}")
+        refuse_negative(warmup_epochs=warmup_epochs, nl_weight=nl_weight, eta=eta)
+        refuse_negative(ce_weight=ce_weight, rce_weight=rce_weight)
         if warmup_epochs and next(_affine(self.network), None) is None:
             raise UserError(
                 f"the warm-up trains scale and shift of BatchNorm layers, and {self_training['network']} has none: "

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from sfda.data.label_spaces import IGNORE
-from sfda.errors import UserError
+from sfda.errors import refuse_negative
 from sfda.losses.class_mix import paste
 from sfda.losses.cross_entropy import cross_entropy
 from sfda.losses.soft_cross_entropy import soft_cross_entropy
@@ -68,9 +68,7 @@ class DACal(TaughtMethod):
 
     def __init__(self, temperature_lr: float = 1e-3, virtual_lr: float = 1e-2, hidden: int = 32, **taught: Any) -> None:
         super().__init__(**taught)
-        for option, value in (("temperature_lr", temperature_lr), ("virtual_lr", virtual_lr)):
-            if value < 0:
-                raise UserError(f"model option {option}: a number from 0 up, not {value}")
+        refuse_negative(temperature_lr=temperature_lr, virtual_lr=virtual_lr)
         self.temperature_lr = temperature_lr
         self.virtual_lr = virtual_lr
         # Its parameters ask for no gradient, and are no part of the student's optimizer: DDP would wait for them.

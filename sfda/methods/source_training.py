@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
-from sfda.errors import UserError
+from sfda.errors import UserError, refuse_negative
 from sfda.losses.calibration import classwise_ece
 from sfda.losses.cross_entropy import cross_entropy
 from sfda.methods.trained import TrainedMethod
@@ -46,8 +46,7 @@ class SourceTraining(TrainedMethod):
         **trained: Any,
     ) -> None:
         super().__init__(**trained)
-        if alpha < 0:
-            raise UserError(f"model option alpha: a number from 0 up, not {alpha}")
+        refuse_negative(alpha=alpha)
         if bins < 1:
             raise UserError(f"model option bins: at least 1, not {bins}")
         if temperature <= 0:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sfda.data.datasets import has_images
 from sfda.data.sampling import run_seed
-from sfda.errors import UserError
+from sfda.errors import UserError, refuse_negative
 from sfda.methods.base import Method
 from sfda.networks.batch_norm import average_running_statistics
 
@@ -51,14 +51,7 @@ class TrainedMethod(Method):
         **base: Any,
     ) -> None:
         super().__init__(**base)
-        for option, value in (
-            ("lr", lr),
-            ("weight_decay", weight_decay),
-            ("poly_power", poly_power),
-            ("warmup_steps", warmup_steps),
-        ):
-            if value < 0:
-                raise UserError(f"model option {option}: a number from 0 up, not {value}")
+        refuse_negative(lr=lr, weight_decay=weight_decay, poly_power=poly_power, warmup_steps=warmup_steps)
         if not 0 <= momentum < 1:
             raise UserError(f"model option momentum: a number from 0, below 1, not {momentum}")
         self.optimizer_name = optimizer

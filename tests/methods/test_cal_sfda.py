@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from sfda.cli import main
 from sfda.errors import UserError
 from sfda.methods.cal_sfda import CalSFDA
 from sfda.methods.source_training import SourceTraining
 from sfda.methods.tent import Tent
-from tiny_runs import NETWORK, tiny_arguments
+from tiny_runs import NETWORK, die_in_the_second_epoch, tiny_arguments
 
 OPTIONS = {"network": NETWORK, "num_classes": 19}
 
@@ -140,26 +139,12 @@ def test_a_fit_that_diverges_stops_and_selects_nothing(model, town, source_model
     assert not (tmp_path / "run/result.json").exists()
 
 
-class Death(RuntimeError):
-    pass
-
-
-def die_in_the_second_epoch(arguments, folder):
-    def die(self, trainer, *_):
-        if trainer.current_epoch == 1:
-            raise Death
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sfda.callbacks.skipped_files.SkippedFiles.on_train_batch_start", die)
-        with pytest.raises(Death):
-            main(["fit", *map(str, arguments), "--trainer.max_epochs", "2", "--out", str(folder)])
-
-
 @pytest.mark.medium
 def test_a_resumed_run_makes_no_labels_from_another_source_model(town, source_model, sfda, tmp_path, capsys):
     source = tmp_path / "source.ckpt"
     shutil.copy(source_model, source)
-    die_in_the_second_epoch(tiny_arguments("self_training", town, source), tmp_path / "run")
+    arguments = [*tiny_arguments("self_training", town, source), "--trainer.max_epochs", "2"]
+    die_in_the_second_epoch(arguments, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/pseudo_labels")
     other = torch.load(source, weights_only=True)
     other["state_dict"] = {key: value + value.is_floating_point() for key, value in other["state_dict"].items()}
@@ -183,7 +168,7 @@ def test_labels_are_those_of_these_images(town, source_model, sfda, tmp_path, ca
     arguments = [*tiny_arguments("self_training", town, source_model), "--model.init_args.bn_alpha", "0"]
     target = "--data.init_args.target."
     arguments += [f"{target}layout", "folder", f"{target}root", tmp_path / "mine", f"{target}val_images", "day"]
-    die_in_the_second_epoch([*arguments, f"{target}train_images", "day"], tmp_path / "run")
+    die_in_the_second_epoch([*arguments, f"{target}train_images", "day", "--trainer.max_epochs", "2"], tmp_path / "run")
     (tmp_path / "run/last.ckpt").unlink()
     capsys.readouterr()
     assert sfda("fit", "--run", tmp_path / "run", f"{target}train_images", "night") == 0

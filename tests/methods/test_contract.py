@@ -13,10 +13,9 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from sfda.arguments import configs_folder
-from sfda.cli import main
 from sfda.methods.base import Method
 from sfda.methods.gathered import GatheredMethod
-from tiny_runs import tiny_arguments
+from tiny_runs import die_in_the_second_epoch, tiny_arguments
 
 MODELS = sorted(path.stem for path in configs_folder().glob("model/*.yaml"))
 
@@ -102,27 +101,11 @@ def test_fit_validate_resume_and_predict(model, town, source_of, sfda, tmp_path)
     assert sfda("fit", *arguments, "--out", whole) == 2
     if epochs > 1:
         part = tmp_path / "part"
-        stop_after(arguments, epochs, part)
+        die_in_the_second_epoch([*arguments, "--trainer.max_epochs", str(epochs)], part)
         assert not (part / "result.json").exists()
         assert sfda("fit", *arguments, "--out", part) == 2
         assert sfda("fit", "--run", part) == 0
         assert_equal_weights(whole / "last.ckpt", part / "last.ckpt")
-
-
-def stop_after(arguments: list[str], epochs: int, folder: Path) -> None:
-    """A run that dies in its second epoch."""
-
-    class Death(RuntimeError):
-        pass
-
-    def die(self, trainer, *_):
-        if trainer.current_epoch == 1:
-            raise Death
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sfda.callbacks.skipped_files.SkippedFiles.on_train_batch_start", die)
-        with pytest.raises(Death):
-            main(["fit", *arguments, "--trainer.max_epochs", str(epochs), "--out", str(folder)])
 
 
 @pytest.mark.medium
