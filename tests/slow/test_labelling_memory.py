@@ -60,7 +60,9 @@ def test_memory_does_not_grow_with_the_number_of_images():
         print(f"{images} maps: peak of {python:.2f} MB in Python's objects, {process:.1f} MB resident")
     growth = [after - before for before, after in zip(*islice(seen.values(), 1, 3), strict=True)]
     assert growth[0] < 0.1
-    assert growth[1] < 16
+    # Allocators round and scatter. The least that could be kept of a map is a histogram, 300 kB and 850 MB for all of
+    # them; a map itself has 2 MB.
+    assert growth[1] < 64
 
 
 if __name__ == "__main__":
