@@ -170,18 +170,21 @@ def _as_word(value: Any) -> str:
 
 
 def with_references(path: Path) -> Sequence[Path]:
-    """A config and the fragments that it names.
+    """A config, the fragments that it names, and the class files that these name.
 
     Raises:
-        UserError: one of them is missing.
+        UserError: a fragment is missing.
     """
     content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    named = {
-        key: path.parent / value
-        for key, value in content.items()
-        if isinstance(value, str) and value.endswith((".yaml", ".yml"))
-    }
+    named = {key: path.parent / value for key, value in content.items() if _is_config(value)}
     for key, file in named.items():
         if not file.is_file():
             raise UserError(f"{path}: `{key}` names {file}, which is not there; paths in this file are relative to it")
-    return [path, *named.values()]
+    contents = [content, *(yaml.safe_load(file.read_text(encoding="utf-8")) for file in named.values())]
+    leaves = [value for each in contents for key, value in _leaves(each) if "." in key and _is_config(value)]
+    # A class file is relative to the working directory; the data module says so where it is missing.
+    return [path, *named.values(), *filter(Path.is_file, map(Path, leaves))]
+
+
+def _is_config(value: Any) -> bool:
+    return isinstance(value, str) and value.endswith((".yaml", ".yml"))

@@ -82,6 +82,18 @@ def test_a_fingerprint_is_that_of_any_folder(tiny_benchmark, out):
     assert make_stage("tiny", "ada_bn", 1, Path(out), options).fingerprint() == known.fingerprint()
 
 
+@pytest.mark.parametrize("file", ["data.yaml", "ada_bn.yaml"])
+def test_a_fingerprint_is_another_for_other_classes(tiny_benchmark, file):
+    content = {"class_path": "D"} if file == "data.yaml" else {"model": {"init_args": {}}}
+    target = {"target": {"classes": "classes.yaml"}, "score_classes": "elsewhere.yaml"}
+    (tiny_benchmark / file).write_text(yaml.safe_dump({**content, "data": {"init_args": target}}))
+    seen = set()
+    for names in ("[road, car]", "[car, road]"):
+        Path("classes.yaml").write_text(f"names: {names}\n")
+        seen.add(make_stage("tiny", "ada_bn", 1, Path("out")).fingerprint())
+    assert len(seen) == 2
+
+
 def test_a_fingerprint_is_another_for_other_settings(tiny_benchmark):
     def fingerprint(seed=1, options=()):
         return make_stage("tiny", "ada_bn", seed, Path("out"), options).fingerprint()
