@@ -111,8 +111,18 @@ def _compare(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="sfda compare", description="Run experiments side by side.")
     parser.add_argument("config", help="a file under configs/compare, for example compare/demo.yaml, or your own")
     parser.add_argument("--out", required=True, type=Path, help="folder of all runs, results.json and results.csv")
+    _add_logger(parser)
     options = parser.parse_args(arguments)
-    return compare(options.config, options.out)
+    return compare(options.config, options.out, options.logger)
+
+
+def _add_logger(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--trainer.logger",
+        dest="logger",
+        metavar="FILE",
+        help="a further logger of every run that is begun, logger/wandb.yaml for example; no part of a run's settings",
+    )
 
 
 def _calibrate(arguments: list[str]) -> int:
@@ -153,11 +163,12 @@ def _sweep(arguments: list[str]) -> int:
     parser.add_argument("--trials", type=_positive, help="how many (default: all of a grid)")
     parser.add_argument("--out", type=Path, help="folder of all trials and results.json (default: runs/sweep/NAME)")
     parser.add_argument("--seed", type=int, default=0, help="what random trials are drawn with; no run's own seed")
+    _add_logger(parser)
     options = parser.parse_args(arguments)
 
     from sfda.sweep.run import sweep
 
-    return sweep(options.file, options.trials, options.out, options.seed)
+    return sweep(options.file, options.trials, options.out, options.seed, options.logger)
 
 
 def _positive(text: str) -> int:

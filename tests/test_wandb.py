@@ -181,6 +181,22 @@ def test_two_ranks_are_one_wandb_run_whose_summary_is_the_selected_checkpoint(to
 
 
 @pytest.mark.medium
+def test_validation_stands_where_the_fit_was_when_the_checkpoint_was_written(town, source_model, sfda, tmp_path):
+    run = tmp_path / "run"
+    arguments = [*tiny_arguments("tent", town, source_model), *LOGGER, "--trainer.max_epochs", "2"]
+    assert sfda("fit", *arguments, "--out", run) == 0
+    assert sfda("validate", "--run", run) == 0
+    steps = json.loads((run / "result.json").read_text())["selected_step"]
+    assert steps > 2
+    fit, validation = wandb_runs(run)
+    during = [row["trainer/global_step"] for row in fit["history"] if "target/entropy" in row]
+    assert during == [steps / 2 - 1, steps - 1]  # Lightning counts the last step after its validation
+    scores = [row for row in validation["history"] if "target/miou" in row]
+    assert [row["trainer/global_step"] for row in scores] == [steps]
+    assert not [row for row in validation["history"] if row.get("epoch") == 0 or row["trainer/global_step"] != steps]
+
+
+@pytest.mark.medium
 def test_a_fit_that_fails_is_a_failed_wandb_run(town, source_model, sfda, tmp_path):
     arguments = [*tiny_arguments("ada_bn", town, source_model), *LOGGER, "--trainer.max_time", "00:00:00:00"]
     assert sfda("fit", *arguments, "--out", tmp_path / "run") == 2

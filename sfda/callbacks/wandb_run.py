@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 
 from sfda.callbacks.run_folder import git_commit
+from sfda.methods.base import Method
 from sfda.sweep.objective import scores_of_run
 
 UNSETTLED = "."
@@ -70,11 +71,16 @@ class WandbRun(Callback):
             config = yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8"))
             logger.log_hyperparams({**config, "git_commit": git_commit()})
 
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The scores of `sfda validate` stand where the fit was when the checkpoint was written, not at its start."""
+        if trainer.state.fn == "validate" and any(_wandb_loggers(trainer)):
+            pl_module.log("step", float(_step(trainer, pl_module)), rank_zero_only=True)
+
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Log pictures and selected scores, and finish: a next run of this process is another W&B run."""
         for logger in _wandb_loggers(trainer):
             for picture in sorted(self.folder.glob("*.png")):
-                logger.log_image(f"pictures/{picture.stem}", [str(picture)], step=trainer.global_step)
+                logger.log_image(f"pictures/{picture.stem}", [str(picture)], step=_step(trainer, pl_module))
             if stage == "fit":
                 logger.experiment.summary.update(scores_of_run(self.folder))
             logger.finalize("success")  # uploads checkpoints where the logger is told to
@@ -87,6 +93,12 @@ class WandbRun(Callback):
 
             if wandb.run is not None:  # None: it failed before W&B had begun
                 wandb.run.finish(exit_code=1)
+
+
+def _step(trainer: L.Trainer, method: L.LightningModule) -> int:
+    """Optimizer steps behind the weights."""
+    assert isinstance(method, Method)
+    return method.loaded_step if trainer.state.fn == "validate" else trainer.global_step
 
 
 def _wandb_loggers(trainer: L.Trainer) -> Iterator[WandbLogger]:

@@ -23,7 +23,7 @@ from sfda.progress import table_console
 TAIL = 12
 
 
-def compare(config: str, out: Path) -> int:
+def compare(config: str, out: Path, logger: str | None = None) -> int:
     """Run the experiments of a compare file in dependency order and print their table.
 
     Every fit is a process of its own, all scoring is one process; what is finished is not run again, what was
@@ -32,6 +32,7 @@ def compare(config: str, out: Path) -> int:
     Args:
         config: The compare file.
         out: Folder of all runs, ``results.json`` and ``results.csv``.
+        logger: Fragment of a logger that every run gets when it begins; it is no part of a run's settings.
 
     Returns:
         The exit status.
@@ -49,9 +50,9 @@ def compare(config: str, out: Path) -> int:
         run_sfda(console, shlex.split(command), out / "prepare.log", "preparing", group=out.name)
     fits = [stage for stage in stages if stage.fitted]
     for number, stage in enumerate(fits, start=1):
-        fit(console, stage, f"{number}/{len(fits)} {stage.experiment} seed {stage.seed}")
+        fit(console, stage, f"{number}/{len(fits)} {stage.experiment} seed {stage.seed}", logger)
     wanted = [stage for stage in stages if stage.experiment in comparison.experiments]
-    _validate(console, [stage for stage in wanted if not _is_scored(stage)], out)
+    _validate(console, [stage for stage in wanted if not _is_scored(stage)], out, logger)
     rows = [_row(stage) for stage in sorted(wanted, key=lambda stage: comparison.experiments.index(stage.experiment))]
     write_results(rows, out)
     console.print(as_table(rows))
@@ -78,8 +79,8 @@ class Fittable(Protocol):
         """Hash of its settings."""
 
 
-def fit(console: Console, run: Fittable, title: str) -> None:
-    """Fit what is not finished, in a process of its own; what was interrupted is resumed.
+def fit(console: Console, run: Fittable, title: str, logger: str | None = None) -> None:
+    """Fit what is not finished, in a process of its own; what was interrupted is resumed, with the loggers it had.
 
     Raises:
         UserError: the fit failed.
@@ -92,11 +93,15 @@ def fit(console: Console, run: Fittable, title: str) -> None:
     run.folder.mkdir(parents=True, exist_ok=True)
     (run.folder / "settings.sha256").write_text(run.fingerprint() + "\n")
     resumable = (run.folder / "last.ckpt").exists()
-    arguments = ["fit", "--run", str(run.folder)] if resumable else ["fit", *run.arguments]
+    arguments = ["fit", "--run", str(run.folder)] if resumable else ["fit", *run.arguments, *_logger_words(logger)]
     run_sfda(console, arguments, run.folder / "log.txt", title, group=run.out.name)
 
 
-def _validate(console: Console, stages: Sequence[Stage], out: Path) -> None:
+def _logger_words(logger: str | None) -> list[str]:
+    return [] if logger is None else ["--trainer.logger", logger]
+
+
+def _validate(console: Console, stages: Sequence[Stage], out: Path, logger: str | None) -> None:
     if not stages:
         return
     jobs: list[str] = []
@@ -105,7 +110,8 @@ def _validate(console: Console, stages: Sequence[Stage], out: Path) -> None:
         if not run:
             stage.folder.mkdir(parents=True, exist_ok=True)
             (stage.folder / "settings.sha256").write_text(stage.fingerprint() + "\n")
-        jobs += ["--then", *(["--run", str(stage.folder)] if run else stage.arguments)]
+        words = ["--run", str(stage.folder)] if run else [*stage.arguments, *_logger_words(logger)]
+        jobs += ["--then", *words]
     title = f"scoring {len(stages)} models"
     run_sfda(console, ["validate", *jobs[1:]], out / "validate.log", title, group=out.name)
 

@@ -70,6 +70,7 @@ class Method(L.LightningModule, ABC):
         self.source_checkpoint = source_checkpoint
         self.views = views
         self._has_run_weights = False
+        self.loaded_step = 0
         self.domain_metrics = nn.ModuleDict()
         self.results: dict[str, dict[str, float]] = {}
         self.reliability: dict[str, Reliability] = {}
@@ -175,8 +176,9 @@ class Method(L.LightningModule, ABC):
             self.initialise_from_source()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Remember that the weights are those of a run."""
+        """Remember that the weights are those of a run, and after how many optimizer steps."""
         self._has_run_weights = True
+        self.loaded_step = int(checkpoint["global_step"])
 
     def on_validation_start(self) -> None:
         """`validate` needs the weights of a fit; a method without one starts from the source model.

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sfda.data.label_spaces import IGNORE
-from sfda.errors import UserError
+from sfda.errors import UserError, refuse_negative
 from sfda.losses.class_balanced_cross_entropy import (
     class_balanced_cross_entropy,
     class_pixels,
@@ -62,8 +62,8 @@ class IAPC(PseudoLabelledMethod):
       the prototypes on the logits' class;
     - ``entropy`` L_ENT: mean entropy.
 
-    The affine parameters of the BN layers do not train; their statistics follow the target. A weight of 0 leaves its
-    term out: L_IA alone is the paper's EDIK, L_PE and L_PS are its LDSK.
+    The affine parameters of the BN layers do not train; their statistics follow the target. L_IA is the paper's EDIK,
+    L_PE and L_PS are its LDSK; a half whose weights are 0 is left out, and its copy of the network not evaluated.
 
     Args:
         importance: ``ratio`` 1 − p₂/p₁ of the source model's two best classes, ``difference`` p₁ − p₂, ``top1`` p₁.
@@ -110,6 +110,10 @@ class IAPC(PseudoLabelledMethod):
         for option, value in (("prototype_momentum", prototype_momentum), ("memory_momentum", memory_momentum)):
             if not 0 <= value <= 1:
                 raise UserError(f"model option {option}: from 0 to 1, not {value}")
+        refuse_negative(importance_weight=importance_weight, enhanced_weight=enhanced_weight)
+        refuse_negative(symmetric_weight=symmetric_weight, entropy_weight=entropy_weight, rare_weight=rare_weight)
+        if poly_steps is not None and poly_steps < 1:
+            raise UserError(f"model option poly_steps: at least 1, or null for the run's own steps, not {poly_steps}")
         self.importance = importance
         self.prototypes = prototypes
         self.prototype_momentum = prototype_momentum
@@ -160,6 +164,20 @@ class IAPC(PseudoLabelledMethod):
         if self.poly_steps is None:
             return super().lr_factor(step)
         return float(self.warmup_factor(step) * max(0.0, 1 - step / self.poly_steps) ** self.poly_power)
+
+    def on_train_start(self) -> None:
+        """A learning rate that reaches 0 long before the end is a mistake; the labels made so far are kept.
+
+        Raises:
+            UserError: the run takes more steps than `poly_steps`.
+        """
+        super().on_train_start()
+        steps = int(self.trainer.estimated_stepping_batches)
+        if self.poly_steps is not None and steps > self.poly_steps:
+            raise UserError(
+                f"model option poly_steps: the learning rate is 0 after {self.poly_steps} steps, but this run takes "
+                f"{steps}: raise it, or give null for the run's own steps"
+            )
 
     def after_optimizer_step(self) -> None:
         """The memory follows."""

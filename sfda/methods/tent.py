@@ -60,7 +60,7 @@ class Tent(OnlineMethod, TrainedMethod):
         if not self.trainable_parameters()[0]["params"]:
             raise UserError(f"Tent trains scale and shift of BatchNorm layers; {trained['network']} has none")
         self.online = online
-        self._estimated_at = -1
+        self._estimated = False
         if online:
             keep_lone_values(self.network)
 
@@ -70,7 +70,8 @@ class Tent(OnlineMethod, TrainedMethod):
         return [{"name": "batch_norm", "params": [p for layer in layers for p in layer.parameters()]}]
 
     def set_modes(self) -> None:
-        """BN layers in train mode, all others in eval mode."""
+        """BN layers in train mode, which moves their running statistics; all others in eval mode."""
+        self._estimated = False
         self.network.eval()
         for layer in batch_norm_layers(self.network).values():
             layer.train()
@@ -96,9 +97,9 @@ class Tent(OnlineMethod, TrainedMethod):
         self._estimate_statistics()
 
     def _estimate_statistics(self) -> None:
-        if self._estimated_at == self.trainer.global_step:
+        if self._estimated:
             return
-        self._estimated_at = self.trainer.global_step
+        self._estimated = True
         estimated = target_statistics(self, self.network, self.network)
         mix_statistics(self.network, read_statistics(self.network), estimated, alpha=1.0)
 

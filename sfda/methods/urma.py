@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfda.data.label_spaces import IGNORE
-from sfda.errors import UserError
+from sfda.errors import UserError, refuse_negative
 from sfda.losses.cross_entropy import cross_entropy
 from sfda.losses.entropy import mean_entropy
 from sfda.methods.trained import TrainedMethod
@@ -63,6 +63,7 @@ class URMA(TrainedMethod):
             raise UserError(f"model option dropout: a number from 0 up to below 1, not {dropout}")
         if heads < 1:
             raise UserError(f"model option heads: at least 1, not {heads}")
+        refuse_negative(entropy_weight=entropy_weight, uncertainty_weight=uncertainty_weight)
         self.confidence_threshold = confidence_threshold
         self.dropout = dropout
         self.entropy_weight = entropy_weight

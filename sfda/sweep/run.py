@@ -19,7 +19,9 @@ from sfda.sweep.plan import Sweep, Trial, plan, read_sweep
 from sfda.sweep.table import Row, as_table, write_results
 
 
-def sweep(config: str, trials: int | None = None, out: Path | None = None, seed: int = 0) -> int:
+def sweep(
+    config: str, trials: int | None = None, out: Path | None = None, seed: int = 0, logger: str | None = None
+) -> int:
     """Run the trials of a sweep file and print them, the best first.
 
     Every trial is a process of its own. What is finished is not run again, what was interrupted is resumed, what
@@ -30,6 +32,7 @@ def sweep(config: str, trials: int | None = None, out: Path | None = None, seed:
         trials: How many trials; None: all of a grid.
         out: Folder of all trials and ``results.json``; default ``runs/sweep/NAME``.
         seed: What random trials are drawn with.
+        logger: As in `sfda.compare.run.compare`.
 
     Returns:
         The exit status: 1 if a trial failed.
@@ -46,7 +49,7 @@ def sweep(config: str, trials: int | None = None, out: Path | None = None, seed:
         _check_options(console, pending[0])
     started = time.monotonic()
     for trial in planned:
-        _try(console, trial, f"trial {trial.number}/{len(planned)}")
+        _try(console, trial, f"trial {trial.number}/{len(planned)}", logger)
     rows = [_row(settings, trial) for trial in planned]
     folder = planned[0].out
     write_results(rows, folder)
@@ -56,9 +59,9 @@ def sweep(config: str, trials: int | None = None, out: Path | None = None, seed:
     return int(any(row["status"] == "failed" for row in rows))
 
 
-def _try(console: Console, trial: Trial, title: str) -> None:
+def _try(console: Console, trial: Trial, title: str, logger: str | None) -> None:
     try:
-        fit(console, trial, title)
+        fit(console, trial, title, logger)
     except UserError as error:
         console.print(Text(str(error), style="red"))
 

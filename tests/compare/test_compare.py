@@ -8,11 +8,13 @@ import pytest
 import yaml
 from rich.console import Console
 
+from sfda.cli import main
 from sfda.compare.plan import make_stage, plan, read_comparison
-from sfda.compare.run import compare
+from sfda.compare.run import compare, fit
 from sfda.compare.table import as_table, write_results
 from sfda.errors import UserError
 from tiny_runs import NETWORK
+from wandb_files import content
 
 HEAD = ["experiment", "method", "seed", "source", "target", "class_set", "views", "network", "source_free"]
 HEAD += ["labels_read", "selected_by", "selected_step"]
@@ -166,6 +168,20 @@ def test_results_are_flat_rows(tmp_path):
     assert read[1]["target_miou"] == ""
 
 
+def test_a_logger_is_given_to_runs_that_begin_and_is_no_setting(tiny_benchmark, monkeypatch):
+    called = []
+    monkeypatch.setattr("sfda.compare.run.run_sfda", lambda console, words, *_, **__: called.append(words))
+    stage, quiet = make_stage("tiny", "source_training", 1, Path("out")), Console(quiet=True)
+    for logger in (None, "logger/wandb.yaml"):
+        fit(quiet, stage, "", logger)
+        assert (stage.folder / "settings.sha256").read_text().strip() == stage.fingerprint()
+    (stage.folder / "last.ckpt").touch()
+    fit(quiet, stage, "", "logger/wandb.yaml")  # its config.yaml knows which loggers it had
+    plain = ["fit", *stage.arguments]
+    resumed = ["fit", "--run", str(stage.folder)]
+    assert called == [plain, [*plain, "--trainer.logger", "logger/wandb.yaml"], resumed]
+
+
 @pytest.mark.slow
 def test_compare_from_nothing_to_a_table(town, tmp_path, monkeypatch, capsys):
     """Two experiments on the tiny town, each stage a process; a second call runs nothing again."""
@@ -199,11 +215,14 @@ def test_compare_from_nothing_to_a_table(town, tmp_path, monkeypatch, capsys):
         ("source_only", {"source_checkpoint": checkpoint}),
         ("ada_bn+alpha_1", {"source_checkpoint": checkpoint, "alpha": 1.0}),
     ):
-        content = {"model": {"init_args": {"network": NETWORK, **values}}, "trainer": {"max_epochs": 1}}
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
+        override = {"model": {"init_args": {"network": NETWORK, **values}}, "trainer": {"max_epochs": 1}}
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(override))
     path = write_comparison(tmp_path / "c.yaml", benchmark="tiny", experiments=["source_only", "ada_bn+alpha_1"])
-    assert compare(path, Path("runs/out")) == 0
+    assert main(["compare", str(path), "--out", "runs/out", "--trainer.logger", "logger/wandb.yaml"]) == 0
     first = capsys.readouterr().out
+    for experiment, runs in (("source_training", 1), ("source_only", 1), ("ada_bn+alpha_1", 2)):
+        logged = [content(file) for file in Path("runs/out", experiment).glob("seed1/wandb/offline-run-*/*.wandb")]
+        assert [(part["run"].run_group, part["exit"]) for part in logged] == [("out", 0)] * runs
     rows = json.loads(Path("runs/out/results.json").read_text())
     assert [r["experiment"] for r in rows] == ["source_only", "ada_bn+alpha_1"]
     keys = list(rows[0])

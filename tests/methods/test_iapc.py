@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from sfda.cli import main
+from sfda.data.transforms import RandomViews
 from sfda.errors import UserError
 from sfda.methods import iapc
 from sfda.methods.iapc import IAPC
@@ -54,7 +55,7 @@ def make_batch(height=16, width=24, seed=0):
     }
 
 
-def loop_losses(method, target, prototypes_of="image"):
+def loop_losses(method, target, prototypes_of="image", importance="ratio", rare_weight=7.0):
     """Every term from the three networks' outputs, a pixel at a time and straight from the formulas."""
     with torch.no_grad():
         torch.manual_seed(1)  # the dropout of the network that trains
@@ -69,8 +70,8 @@ def loop_losses(method, target, prototypes_of="image"):
     weights = []
     for c in range(CLASSES):
         pixels = (labels == c).sum()
-        rare = 7 if pixels < 64 * 64 * batch * (height * width) / (256 * 512) else 1
-        weights.append(rare * (0.9 * 1 + 0.1 * (7 if pixels == 0 else 1)))
+        rare = rare_weight if pixels < 64 * 64 * batch * (height * width) / (256 * 512) else 1
+        weights.append(rare * (0.9 * 1 + 0.1 * (rare_weight if pixels == 0 else 1)))
 
     rows = {}
     for b in range(batch):
@@ -101,7 +102,8 @@ def loop_losses(method, target, prototypes_of="image"):
         ce = 0.0 if label == 255 else -weights[label] * log_p[label]
         top, runner_up = sorted(s[b, :, y, x], reverse=True)[:2]
         proto = nearest[b, y * h // height, x * w // width]
-        ia.append((1 - runner_up / top) * ce)
+        omega = {"ratio": 1 - runner_up / top, "difference": top - runner_up, "top1": top}[importance]
+        ia.append(omega * ce)
         pe.append(ce if proto == label else 0.0)
         entropy.append(-(np.exp(log_p) * log_p).sum())
         first.append(-log_p[proto])
@@ -116,13 +118,18 @@ def loop_losses(method, target, prototypes_of="image"):
     }
 
 
-@pytest.mark.parametrize("prototypes", ["image", "momentum"])
-def test_losses_against_loops(prototypes):
+@pytest.mark.parametrize(
+    ("prototypes", "importance", "rare_weight"),
+    [("image", "ratio", 7.0), ("momentum", "ratio", 7.0), ("image", "difference", 3.0), ("image", "top1", 1.0)],
+)
+def test_losses_against_loops(prototypes, importance, rare_weight):
     """In the first batch, prototypes that follow the batches are those of the whole batch."""
-    method, target = make_method(prototypes=prototypes), make_batch()
+    method = make_method(prototypes=prototypes, importance=importance, rare_weight=rare_weight)
+    target = make_batch()
+    target["pseudo_label"][target["pseudo_label"] == 3] = 1  # 1 is no rare class then, and 3 is absent
     torch.manual_seed(1)
     losses = method.compute_losses({"target": target})
-    expected = loop_losses(method, target, prototypes)
+    expected = loop_losses(method, target, prototypes, importance, rare_weight)
     assert losses.keys() == expected.keys()
     for name, value in expected.items():
         assert value > 0
@@ -246,10 +253,23 @@ def test_the_layer_is_layer3_where_there_is_one():
         IAPC(network=NETWORK, num_classes=3, layer="layer7")
 
 
-@pytest.mark.parametrize("option", ["memory_momentum", "prototype_momentum"])
-def test_a_momentum_out_of_range_is_refused(option):
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("memory_momentum", 1.5),
+        ("prototype_momentum", 1.5),
+        ("importance_weight", -0.1),
+        ("enhanced_weight", -0.1),
+        ("symmetric_weight", -0.1),
+        ("entropy_weight", -0.1),
+        ("rare_weight", -1.0),
+        ("poly_steps", 0),
+        ("poly_steps", -5),
+    ],
+)
+def test_an_option_out_of_range_is_refused(option, value):
     with pytest.raises(UserError, match=option):
-        IAPC(network=NETWORK, num_classes=3, **{option: 1.5})
+        IAPC(network=NETWORK, num_classes=3, **{option: value})
 
 
 # ---------------------------------------------------------------------- runs
@@ -268,6 +288,30 @@ def arguments_of(town, source_model, **options):
     for option, value in ({"lr": 0.02, "warmup_steps": 0, "memory_momentum": 0.9} | options).items():
         arguments += [f"--model.init_args.{option}", str(value)]
     return arguments
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize(("steps", "status"), [(3, 2), (4, 0)])
+def test_a_run_that_outlasts_its_decay_is_refused(steps, status, town, source_model, sfda, tmp_path, capfd):
+    arguments = [*arguments_of(town, source_model, poly_steps=steps), "--trainer.max_epochs", "1"]
+    arguments += ["--data.init_args.samples_per_epoch", "16"]
+    assert sfda("fit", *arguments, "--out", tmp_path / "run") == status
+    assert ("the learning rate is 0 after 3 steps, but this run takes 4" in capfd.readouterr().err) == bool(status)
+    assert len(list((tmp_path / "run/pseudo_labels/labels").glob("*.png"))) == 16  # kept for the next try
+
+
+@pytest.mark.medium
+def test_crops_of_many_classes_are_looked_for(town, source_model, sfda, tmp_path, monkeypatch):
+    """More than 10, as published; it is the loader's views that look."""
+    seen, make = [], RandomViews.__init__
+
+    def watched(self, *arguments, **options):
+        make(self, *arguments, **options)
+        seen.append((self.photometry is not None, self.wanted_classes))
+
+    monkeypatch.setattr(RandomViews, "__init__", watched)
+    assert sfda("fit", *arguments_of(town, source_model), "--out", tmp_path / "run") == 0
+    assert seen == [(True, 10)]
 
 
 @pytest.mark.medium

@@ -135,6 +135,23 @@ def test_statistics_are_estimated_once_an_epoch_before_validation_and_save(
 
 
 @pytest.mark.medium
+def test_statistics_are_estimated_anew_after_batches_that_made_no_step(town, source_model, sfda, tmp_path, monkeypatch):
+    """A look after every batch under gradient accumulation: the batches move the statistics, the steps do not."""
+    import sfda.methods.tent as tent
+
+    estimated, estimate = [], tent.target_statistics
+
+    def count(method, *arguments):
+        estimated.append(method.trainer.fit_loop.epoch_loop.total_batch_idx + 1)
+        return estimate(method, *arguments)
+
+    monkeypatch.setattr(tent, "target_statistics", count)
+    more = ["--trainer.accumulate_grad_batches", 2, "--trainer.val_check_interval", 1]
+    fit(sfda, town, source_model, tmp_path / "run", *more)
+    assert estimated == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.medium
 def test_a_fit_lowers_the_entropy(town, source_model, sfda, tmp_path):
     """Against the same statistics without any step of Tent."""
     trained = fit(sfda, town, source_model, tmp_path / "trained", "--model.init_args.lr", 0.05)

@@ -133,7 +133,16 @@ def test_auxiliary_logits_are_those_of_the_network_where_heads_agree_and_nothing
             assert torch.equal(method._auxiliary_logits(head, features, images.shape[-2:]), logits)
 
 
-@pytest.mark.parametrize("options", [{"confidence_threshold": 1.1}, {"dropout": 1.0}, {"heads": 0}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"confidence_threshold": 1.1},
+        {"dropout": 1.0},
+        {"heads": 0},
+        {"entropy_weight": -1.0},
+        {"uncertainty_weight": -0.1},
+    ],
+)
 def test_options_out_of_range_are_refused(options):
     with pytest.raises(UserError, match=next(iter(options))):
         URMA(**options, network=NETWORK, num_classes=4)

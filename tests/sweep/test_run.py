@@ -35,13 +35,15 @@ def fits(monkeypatch):
     class Fits(list):
         broken = ()
         checked = 0
+        logger = None
 
         def scores(self, alpha):
             return {"target/infomax": {0.1: 0.5, 0.2: 0.9, 0.3: 0.7}[alpha], "target/class_coverage": alpha}
 
     played = Fits()
 
-    def fit(console, trial, title):
+    def fit(console, trial, title, logger):
+        played.logger = logger
         if (trial.folder / "result.json").exists():
             return
         played.append(trial.number)
@@ -154,8 +156,10 @@ def test_the_number_of_trials_is_a_number(file, trials, capsys):
 
 
 def test_the_command_line_hands_everything_on(file, fits):
-    assert main(["sweep", str(file), "--trials", "2", "--out", "there", "--seed", "4"]) == 0
+    words = ["--trials", "2", "--out", "there", "--seed", "4", "--trainer.logger", "logger/wandb.yaml"]
+    assert main(["sweep", str(file), *words]) == 0
     assert fits == [1, 2]
+    assert fits.logger == "logger/wandb.yaml"
     assert (file.parent / "there/trial-2/result.json").exists()
 
 
