@@ -136,6 +136,11 @@ class CommandLine(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Settle the run folder before hours are spent."""
         config = self.config[self.subcommand]
+        if config.trainer.precision in ("16-true", "bf16-true"):
+            raise UserError(
+                f"--trainer.precision {config.trainer.precision}: weights and statistics need float32; give "
+                f"{config.trainer.precision.replace('true', 'mixed')}"
+            )
         paths = [Path(str(path)) for path in config.get("config") or ()]
         named = [path for path in paths if path.parent.parent.name == "experiment" and path.stem != "base"]
         if config.experiment is None:

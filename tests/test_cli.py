@@ -49,6 +49,7 @@ def test_help_names_every_command(capsys):
         (["--data.init_args.batch_size", "0"], "batch_size"),
         (["--data.init_args.batch_size", "100"], "samples_per_epoch"),
         (["--trainer.max_epochs", "many"], "trainer.max_epochs"),
+        (["--trainer.precision", "bf16-true"], "give bf16-mixed"),
         (["--model.init_args.source_checkpoint", "none.ckpt"], "none.ckpt does not exist"),
         (["--nonsense", "1"], "unrecognized arguments: --nonsense"),
     ],
