@@ -18,8 +18,18 @@ from sfda.errors import UserError
 CALIBRATORS = ("temperature_scaling", "pseudo_cal", "label_calibration")
 """Methods that `sfda calibrate` fits, by the names of their fragments."""
 
-TRAINER = {"callbacks": "null", "gradient_clip_val": "null", "accumulate_grad_batches": "1", "max_steps": "-1"}
-"""What a run's trainer may hold that a fit without an optimizer must not."""
+TRAINER = {
+    "callbacks": "null",
+    "gradient_clip_val": "null",
+    "accumulate_grad_batches": "1",
+    "max_steps": "-1",
+    "min_steps": "null",
+    "max_time": "null",
+    "limit_train_batches": "null",
+    "overfit_batches": "0.0",
+    "val_check_interval": "null",
+}
+"""What a run's trainer may hold that one pass over all images without an optimizer must not."""
 
 
 def calibration_arguments(run: Path, calibrator: str, out: Path | None, more: Sequence[str] = ()) -> list[str]:
@@ -46,7 +56,7 @@ def calibration_arguments(run: Path, calibrator: str, out: Path | None, more: Se
     content: dict[str, Any] = yaml.safe_load(config.read_text(encoding="utf-8"))
     model = content["model"]["init_args"]
     if calibrator == "label_calibration":
-        _check_plain(checkpoint)
+        _check_for_label_calibration(checkpoint)
     options = {
         **{f"--trainer.{name}": value for name, value in TRAINER.items()},
         "--data.init_args.samples_per_epoch": "null",  # one look at every image, however long the run's epochs were
@@ -69,8 +79,11 @@ def calibrated_folder(run: Path, calibrator: str) -> Path:
     return run.with_name(f"{run.name}+{calibrator}")
 
 
-def _check_plain(path: Path) -> None:
-    """Refuse a method whose network alone predicts something else: that is all that label calibration takes of it."""
+def _check_for_label_calibration(path: Path) -> None:
+    """Refuse a method whose network alone predicts something else: that is all that label calibration takes of it.
+
+    Nor would the row know what the run has read: it is a source model that label calibration starts from.
+    """
     import torch
 
     from sfda.checkpoints import read_checkpoint
@@ -78,6 +91,12 @@ def _check_plain(path: Path) -> None:
     from sfda.methods.post_hoc import rebuild_method
 
     method = rebuild_method(read_checkpoint(str(path))).eval()
+    if "target_images" in method.reads and len(method.reads) > 1:
+        raise UserError(
+            f"label_calibration would call what comes of {type(method).__name__} ({path}) source-free and label-free, "
+            f"which it is not (it reads {', '.join(sorted(method.reads))}): calibrate it with temperature_scaling or "
+            "pseudo_cal"
+        )
     method.views = "single"
     images = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

@@ -54,6 +54,11 @@ def import_method(class_path: object, path: str) -> type[Method]:
     """
     from sfda.methods.base import Method  # which reads checkpoints itself
 
+    if class_path is None:
+        raise UserError(
+            f"{path} does not say of which method it is, as weights from elsewhere do not: score it first, with `sfda "
+            "validate` of SourceOnly, and calibrate that run"
+        )
     module, _, name = str(class_path).rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)

@@ -57,6 +57,10 @@ def test_arguments_are_those_of_a_fit(tmp_path):
     assert given["--model.init_args.source_checkpoint"] == str(tmp_path / "selected.ckpt")
     assert given["--experiment"] == "tent+pseudo_cal"
     assert given["--out"] == "there"
+    # one look at every image, whatever the run was limited to
+    assert given["--data.init_args.samples_per_epoch"] == given["--trainer.limit_train_batches"] == "null"
+    assert given["--trainer.max_time"] == given["--trainer.val_check_interval"] == "null"
+    assert (given["--trainer.max_steps"], given["--trainer.overfit_batches"]) == ("-1", "0.0")
     assert words[-2:] == ["--data.init_args.batch_size", "2"]
 
 
@@ -149,6 +153,7 @@ def test_a_calibrated_run_scores_the_same_but_for_its_calibration(run_of, sfda):
 @pytest.mark.medium
 def test_the_settings_of_a_training_do_not_stand_in_the_way(run_of, sfda):
     options = ["--trainer.callbacks", SELECTOR, "--trainer.gradient_clip_val", "0.5", "--trainer.max_steps", "2"]
+    options += ["--trainer.limit_train_batches", "2", "--trainer.val_check_interval", "2", "--trainer.min_steps", "1"]
     run = run_of("source_training", *options, "--trainer.accumulate_grad_batches", "2", "--trainer.max_epochs", "2")
     for calibrator in CALIBRATORS:
         assert sfda("calibrate", "--run", run, "--with", calibrator, "--data.init_args.num_workers", "0") == 0
@@ -156,6 +161,9 @@ def test_the_settings_of_a_training_do_not_stand_in_the_way(run_of, sfda):
         assert row(out)["experiment"] == f"SourceTraining+{calibrator}"
         # a source model is what every method starts from
         assert row(out)["source_free"] is (calibrator != "temperature_scaling")
+        if calibrator == "label_calibration":
+            report = json.loads((out / "label_calibration.json").read_text())
+            assert sum(report["pixels"].values()) == 16 * 32 * 64  # every image, not the two batches of the run
 
 
 @pytest.mark.medium
@@ -210,6 +218,14 @@ def test_label_calibration_takes_networks_alone(run_of, sfda, capsys):
 
 
 @pytest.mark.medium
+@pytest.mark.parametrize("model", ["target_oracle", "mean_teacher"])
+def test_label_calibration_hides_nothing_that_was_read(model, run_of, sfda, capsys):
+    run = run_of(model)
+    assert sfda("calibrate", "--run", run, "--with", "label_calibration") == 2
+    assert "source-free and label-free, which it is not" in capsys.readouterr().err
+
+
+@pytest.mark.medium
 def test_what_cannot_be_calibrated_is_a_sentence(run_of, sfda, capsys):
     run = run_of("label_calibration", "--model.init_args.online", "true", command="validate")
     for calibrator in ("pseudo_cal", "label_calibration"):
@@ -259,7 +275,7 @@ def checkpoint(**options):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "checkpoint of None, which cannot be imported"),
+        ({}, "does not say of which method it is"),
         ({"_class_path": "nowhere.Method"}, "No module named 'nowhere'"),
         ({"_class_path": "sfda.methods.tent.Tenth"}, "Tenth"),
         ({"_class_path": "os.system"}, r"no sfda\.methods\.base\.Method"),

@@ -103,13 +103,13 @@ class DomainAdaptationDataModule(L.LightningDataModule):
         if stage == "fit":
             reads = self.method.reads
             self.training_sets = {
-                domain: self._open(domain, "train", f"{domain}_labels" in reads, self.classes)
+                domain: self._open(domain, self.method.fit_split, f"{domain}_labels" in reads, self.classes)
                 for domain in DOMAINS
                 if f"{domain}_images" in reads
             }
             domain: DomainName = "target" if "target_images" in reads else "source"
             self.validation_sets = {domain: self._open(domain, "val", f"{domain}_labels" in reads, self.score_classes)}
-            self.check_batch_size()
+            self._check_batch_size()
         elif stage == "validate":
             self.validation_sets = {"target": self._open_to_score("target")}
             if (source := self.domains["source"]) is not None:
@@ -142,12 +142,8 @@ class DomainAdaptationDataModule(L.LightningDataModule):
             )
         return SegmentationSet(domain, split, with_labels=labels, class_set=wanted)
 
-    def check_batch_size(self) -> None:
-        """Refuse an epoch without a full batch on every process.
-
-        Raises:
-            UserError: there is one.
-        """
+    def _check_batch_size(self) -> None:
+        """Refuse an epoch without a full batch on every process."""
         world = self._world()[0]
         for name, samples in self.training_sets.items():
             if self._epoch_length() // world < self.batch_size:

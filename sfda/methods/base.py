@@ -44,6 +44,7 @@ class Method(L.LightningModule, ABC):
             The DataModule opens exactly these. Source-free: no ``source_*``; label-free: no ``target_labels``.
         pseudo_labels: Labels of the target training images that the method has made itself in `prepare_fit`; the
             training loader then hands them out under ``pseudo_label``.
+        fit_split: The images that a fit passes over: those for training, or those for validation.
         training_view: ``plain`` images, a ``weak`` random view, or ``weak_and_strong`` views of one crop.
         wanted_classes: Training crops with more classes than this in their label are looked for; see `RandomViews`.
 
@@ -58,6 +59,7 @@ class Method(L.LightningModule, ABC):
 
     reads: ClassVar[Reads] = frozenset()
     pseudo_labels: PseudoLabelStore | None = None
+    fit_split: ClassVar[Literal["train", "val"]] = "train"
     training_view: ClassVar[Literal["plain", "weak", "weak_and_strong"]] = "weak"
     wanted_classes: ClassVar[int | None] = None
 
@@ -178,7 +180,7 @@ class Method(L.LightningModule, ABC):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Remember that the weights are those of a run, and after how many optimizer steps."""
         self._has_run_weights = True
-        self.loaded_step = int(checkpoint["global_step"])
+        self.loaded_step = int(checkpoint.get("global_step", 0))
 
     def on_validation_start(self) -> None:
         """`validate` needs the weights of a fit; a method without one starts from the source model.

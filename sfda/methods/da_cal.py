@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from sfda.data.label_spaces import IGNORE
-from sfda.errors import refuse_negative
+from sfda.errors import UserError, refuse_negative
 from sfda.losses.class_mix import paste
 from sfda.losses.cross_entropy import cross_entropy
 from sfda.losses.soft_cross_entropy import soft_cross_entropy
@@ -69,10 +69,14 @@ class DACal(TaughtMethod):
     def __init__(self, temperature_lr: float = 1e-3, virtual_lr: float = 1e-2, hidden: int = 32, **taught: Any) -> None:
         super().__init__(**taught)
         refuse_negative(temperature_lr=temperature_lr, virtual_lr=virtual_lr)
+        if hidden < 1:
+            raise UserError(f"model option hidden: at least 1, not {hidden}")
         self.temperature_lr = temperature_lr
         self.virtual_lr = virtual_lr
         # Its parameters ask for no gradient, and are no part of the student's optimizer: DDP would wait for them.
-        self.temperature = TemperatureNet(self.network.feature_channels(), taught["num_classes"], hidden)
+        self.temperature = TemperatureNet(
+            self.network.feature_channels(), taught["num_classes"], hidden, self.network.multiple
+        )
         self.temperature.requires_grad_(False)
         self._temperature_optimizer: torch.optim.Optimizer | None = None
         self._optimizer_state: dict[str, Any] | None = None

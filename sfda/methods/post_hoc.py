@@ -131,13 +131,16 @@ class PostHocCalibration(GatheredMethod):
                 f"{type(self).__name__} found no pixel to fit a temperature on: the images have no labels, or all of "
                 "them are predicted as one and the same class"
             )
+        nll_before = mean_nll(scores, labels, 1.0)
+        if not math.isfinite(nll_before):
+            raise UserError(f"the probabilities of {type(self.calibrated).__name__} are NaN: no temperature mends that")
         temperature = fit_temperature(scores, labels)
         self.temperature.fill_(temperature)
         report = {
             "calibrated": type(self.calibrated).__name__,
             "temperature": temperature,
             "pixels": count,
-            "nll_before": mean_nll(scores, labels, 1.0),
+            "nll_before": nll_before,
             "nll_after": mean_nll(scores, labels, temperature),
         }
         if self.trainer.is_global_zero:

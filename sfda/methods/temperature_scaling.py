@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sfda.data.readers import SegmentationSet
 from sfda.methods.post_hoc import PostHocCalibration
 
 if TYPE_CHECKING:
@@ -22,15 +21,7 @@ class TemperatureScaling(PostHocCalibration):
     """
 
     reads = frozenset({"source_images", "source_labels"})
-
-    def prepare_fit(self) -> None:
-        """What the fit passes over is the source's validation split."""
-        super().prepare_fit()
-        data = self.datamodule
-        source = data.domains["source"]
-        assert source is not None
-        data.training_sets["source"] = SegmentationSet(source, "val", with_labels=True, class_set=data.classes)
-        data.check_batch_size()
+    fit_split = "val"
 
     def gather(self, batch: Batch) -> None:
         """Offer the labelled pixels."""

@@ -24,10 +24,12 @@ class TemperatureNet(nn.Module):
         feature_channels: D.
         num_classes: C.
         hidden: Channels in between.
+        multiple: The features are those of images padded, below and on the right, to multiples of this many pixels.
     """
 
-    def __init__(self, feature_channels: int, num_classes: int, hidden: int = 32) -> None:
+    def __init__(self, feature_channels: int, num_classes: int, hidden: int = 32, multiple: int = 1) -> None:
         super().__init__()
+        self.multiple = multiple
         self.from_features = nn.Conv2d(feature_channels, hidden, kernel_size=1)
         self.from_logits = nn.Conv2d(num_classes, hidden, kernel_size=1)
         self.last = nn.Conv2d(hidden, 1, kernel_size=1)
@@ -45,7 +47,9 @@ class TemperatureNet(nn.Module):
             (B, 1, H, W) in [0.05, 20].
         """
         near = self.from_features(at_least_float32(features))
-        near = F.interpolate(near, list(logits.shape[-2:]), mode="bilinear", align_corners=False)
+        height, width = logits.shape[-2:]
+        padded = [length + -length % self.multiple for length in (height, width)]
+        near = F.interpolate(near, padded, mode="bilinear", align_corners=False)[..., :height, :width]
         a: Tensor = self.last(F.relu(near + self.from_logits(at_least_float32(logits))))
         # The exponential may miss the bounds by a rounding.
         return (math.log(LARGEST) * a.tanh()).exp().clamp(SMALLEST, LARGEST)

@@ -20,6 +20,7 @@ class Reader(torch.nn.Module):
         self.training_view = view
         self.pseudo_labels = None
         self.wanted_classes = None
+        self.fit_split = "train"
 
 
 def data_module(town, reads, view="weak", **options):

@@ -65,6 +65,7 @@ def weighted_meta_batch(method_class, **options):
     meta = meta_batch(method, random_batch(method_class, dtype=torch.float64))
     assert 0.05 < meta.mix.weight[~meta.mix.pasted].min() < 1
     assert (meta.labels != 255).any()
+    assert method.temperature.from_logits.out_channels == options.get("hidden", 32)
     assert meta.inner.dtype == meta.outer.dtype == meta.logits.dtype == torch.float64
     return method, meta
 
@@ -96,7 +97,7 @@ def test_the_virtual_step_is_a_step_of_gradient_descent_on_the_head(method_class
         donors = labels[[1, 2, 0]] if method_class is DACalSourceFree else one_hot(meta.mix.donors.classes, CLASSES)
         targets = torch.where(meta.mix.pasted[:, None], donors.double(), labels)
     head = copy.deepcopy(method.network.head)
-    optimizer = torch.optim.SGD(head.parameters(), lr=method.virtual_lr)
+    optimizer = torch.optim.SGD(head.parameters(), lr=0.5)
 
     def logits(head_input):
         return F.interpolate(head(head_input), (8, 12), mode="bilinear", align_corners=False)
@@ -263,10 +264,14 @@ def test_prediction_is_the_students_alone(method_class):
         assert torch.equal(method.predict_probabilities(images), expected)
 
 
-@pytest.mark.parametrize("option", ["temperature_lr", "virtual_lr"])
-def test_options_out_of_range_are_refused(option):
+@pytest.mark.parametrize(("option", "value"), [("temperature_lr", -1.0), ("virtual_lr", -1.0), ("hidden", 0)])
+def test_options_out_of_range_are_refused(option, value):
     with pytest.raises(UserError, match=option):
-        DACal(network=NETWORK, num_classes=2, **{option: -1.0})
+        DACal(network=NETWORK, num_classes=2, **{option: value})
+
+
+def test_temperatures_of_a_network_that_pads_know_by_how_much():
+    assert DACal(network="smp:DeepLabV3Plus/mobilenet_v2", num_classes=2).temperature.multiple == 16
 
 
 # --------------------------------------------------------------------- whole runs

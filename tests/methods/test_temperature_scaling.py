@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -233,6 +234,30 @@ def test_views_act_before_the_temperature(town, confident_model, sfda, tmp_path)
         got = calibrated.predict_probabilities(images).permute(0, 2, 3, 1).numpy()
     powers = averaged ** (1 / report["temperature"])
     np.testing.assert_allclose(got, powers / powers.sum(-1, keepdims=True), atol=1e-5)
+
+
+@pytest.mark.medium
+def test_probabilities_that_are_nan_get_no_temperature(town, confident_model, sfda, tmp_path, capsys):
+    checkpoint = torch.load(confident_model, weights_only=True)
+    checkpoint["state_dict"]["network.network.classifier.bias"].fill_(torch.nan)
+    torch.save(checkpoint, tmp_path / "nan.ckpt")
+    arguments = tiny_arguments("temperature_scaling", town, tmp_path / "nan.ckpt")
+    assert sfda("fit", *arguments, "--data.init_args.samples_per_epoch", 4, "--out", tmp_path / "run") == 2
+    assert "are NaN: no temperature mends that" in capsys.readouterr().err
+    assert not (tmp_path / "run/calibration.json").exists()
+
+
+@pytest.mark.medium
+def test_training_images_of_the_source_are_not_asked_for(town, confident_model, sfda, tmp_path):
+    shutil.copytree(town / "gta5", tmp_path / "gta5")
+    names = (tmp_path / "gta5/train.txt").read_text().split()
+    (tmp_path / "gta5/train.txt").unlink()
+    for path in [path for path in (tmp_path / "gta5").rglob("*.png") if path.name in names]:
+        path.unlink()
+    assert len(list((tmp_path / "gta5/images").iterdir())) == 6
+    expected = fit(sfda, town, confident_model, tmp_path / "all")
+    alone = fit(sfda, town, confident_model, tmp_path / "alone", "--data.init_args.source.root", tmp_path / "gta5")
+    assert alone["temperature"] == expected["temperature"]
 
 
 @pytest.mark.medium

@@ -55,6 +55,18 @@ def test_value_of_a_pixel_against_the_formula():
         assert got[b, 0, y, x] == pytest.approx(np.exp(np.log(20) * np.tanh(a)), rel=1e-12)
 
 
+def test_features_of_a_padded_image_stand_over_their_pixels():
+    """Features h x w of an image padded to 16 x 16 of which 13 x 11 pixels are real: cells of 4 x 4 pixels."""
+    net = randomise(TemperatureNet(6, 4, multiple=8), 0.3)
+    features = torch.zeros(1, 6, 4, 4)
+    features[..., 2, 1] = 1  # pixels 8 to 11, 4 to 7; bilinear reaches two further
+    logits = torch.zeros(1, 4, 13, 11)
+    differs = (net(features, logits) != net(torch.zeros_like(features), logits))[0, 0]
+    rows, columns = differs.any(1).nonzero().flatten().tolist(), differs.any(0).nonzero().flatten().tolist()
+    assert (rows[0], rows[-1]) == (6, 12)  # 13 is padding
+    assert (columns[0], columns[-1]) == (2, 9)
+
+
 def test_a_pixel_is_its_own():
     net = randomise(TemperatureNet(6, 4), 0.1)
     features, logits = random_inputs()
