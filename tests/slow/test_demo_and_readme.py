@@ -17,9 +17,9 @@ def blocks(kind: str) -> list[str]:
     return [part.removeprefix(kind) for part in parts[1::2] if part.startswith(kind)]
 
 
-def commands() -> list[list[str]]:
-    lines = "\n".join(blocks("console")).replace("\\\n", " ").splitlines()
-    return [shlex.split(line, comments=True) for line in lines if line.strip()]
+def commands(kind: str = "console") -> list[list[str]]:
+    lines = "\n".join(blocks(kind)).replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True) for line in lines if line.startswith(("sfda", "make"))]
 
 
 def test_the_demo_shows_what_it_promises(demo):
@@ -68,6 +68,22 @@ def test_every_readme_command_runs(demo, run_sfda):
         assert done.returncode == 0, (words, done.stderr)
         ran += 1
     assert ran >= 6
+
+
+def test_every_line_of_the_command_line_runs(demo, run_sfda):
+    """Fits in two steps; comparisons, sweeps and resumed runs have tests of their own."""
+    folder, ran = "runs/streets/ada_bn/seed2", 0
+    for words in commands("text"):
+        if words[1] in ("compare", "sweep") or words[1:3] == ["fit", "--run"]:
+            continue
+        short = words[1] in ("fit", "calibrate") and "--model.help" not in words
+        words = [*words[1:], *(["--trainer", "trainer/smoke.yaml"] if short else [])]
+        done = run_sfda(demo, *(folder if word == "DIR" else word for word in words))
+        assert done.returncode == 0, (words, done.stderr)
+        ran += 1
+    assert ran >= 7
+    assert (demo / folder / "predictions_target.png").is_file()
+    assert (demo / f"{folder.replace('ada_bn', 'ada_bn+pseudo_cal')}/calibration.json").is_file()
 
 
 def write_a_users_folder(cwd: Path) -> None:
