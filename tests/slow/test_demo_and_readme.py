@@ -40,7 +40,7 @@ def test_the_demo_shows_what_it_promises(demo):
 
 
 def test_the_readme_shows_the_table_of_the_demo(demo):
-    """The same experiments in the same order; a source model, and all that starts from it, moves by points between machines."""
+    """The same experiments in the same order; source models, and what starts from them, differ between machines."""
     table = blocks("text")[0]
     rows = json.loads((demo / "runs/demo/results.json").read_text())
     lines = [
