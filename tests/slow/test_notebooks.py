@@ -1,4 +1,4 @@
-"""Every notebook runs from top to bottom beside the demo's results, and holds what it showed when it was committed."""
+"""Every notebook runs from top to bottom beside the demo's results and shows pictures."""
 
 import os
 import shutil
