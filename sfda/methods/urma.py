@@ -16,7 +16,7 @@ from sfda.losses.cross_entropy import cross_entropy
 from sfda.losses.entropy import mean_entropy
 from sfda.methods.trained import TrainedMethod
 from sfda.metrics.functional import at_least_float32, top_label
-from sfda.networks.segmenter import HEAD_INPUT
+from sfda.networks.segmenter import HEAD_INPUT, padded_size
 
 if TYPE_CHECKING:
     from sfda.data.datasets import Batch
@@ -106,8 +106,7 @@ class URMA(TrainedMethod):
 
     def _auxiliary_logits(self, head: nn.Module, features: Tensor, size: torch.Size) -> Tensor:
         """What the network would give with another head on features that dropout has thinned: (B, C, *size)."""
-        multiple = self.network.multiple  # the features are those of images padded to this
-        padded = [length + -length % multiple for length in size]
+        padded = padded_size(size, self.network.multiple)
         logits = head(F.dropout2d(features, self.dropout))
         return self.network.resize(logits, padded)[..., : size[0], : size[1]]
 

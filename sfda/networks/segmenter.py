@@ -83,7 +83,7 @@ class Segmenter(nn.Module):
             UserError: no such layer, or a network whose output does not have `num_classes` channels.
         """
         size = images.shape[-2:]
-        height, width = self._padded(size)
+        height, width = padded_size(size, self.multiple)
         inputs = (images - self.mean) / self.std
         if (height, width) != size:
             inputs = F.pad(inputs, (0, width - size[1], 0, height - size[0]), mode="replicate")
@@ -138,10 +138,6 @@ class Segmenter(nn.Module):
         backbone = self.network.get_submodule(self._backbone)
         return {"backbone": backbone, "classifier": _all_but(self.network, backbone), "head": self.head}
 
-    def _padded(self, size: Sequence[int]) -> tuple[int, int]:
-        height, width = (length + -length % self.multiple for length in size)
-        return height, width
-
     def _at_size(self, output: Any, size: Sequence[int]) -> Tensor:
         logits: Tensor = output["out"] if isinstance(output, Mapping) else output
         if logits.shape[1] != self.num_classes:
@@ -149,7 +145,7 @@ class Segmenter(nn.Module):
                 f"the network gives {logits.shape[1]} channels (output {tuple(logits.shape)}) for {self.num_classes} "
                 "classes: a factory must build its network with the `num_classes` that it is given"
             )
-        return self.resize(logits, self._padded(size))[..., : size[0], : size[1]]
+        return self.resize(logits, padded_size(size, self.multiple))[..., : size[0], : size[1]]
 
     @contextmanager
     def _captured(self, layer: str) -> Iterator[list[Tensor]]:
@@ -175,6 +171,12 @@ class Segmenter(nn.Module):
             close = difflib.get_close_matches(name, layers) or [child for child, _ in backbone.named_children()]
             raise UserError(f"layer {name!r}: the network has no module of this name; close: {', '.join(close)}")
         return layers[name]
+
+
+def padded_size(size: Sequence[int], multiple: int) -> tuple[int, int]:
+    """Height and width of an image of `size` (H, W) padded, below and on the right, to multiples."""
+    height, width = (length + -length % multiple for length in size)
+    return height, width
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfda.metrics.functional import at_least_float32
+from sfda.networks.segmenter import padded_size
 
 SMALLEST, LARGEST = 0.05, 20.0
 """Bounds of the temperature."""
@@ -48,8 +49,8 @@ class TemperatureNet(nn.Module):
         """
         near = self.from_features(at_least_float32(features))
         height, width = logits.shape[-2:]
-        padded = [length + -length % self.multiple for length in (height, width)]
-        near = F.interpolate(near, padded, mode="bilinear", align_corners=False)[..., :height, :width]
+        padded = padded_size((height, width), self.multiple)
+        near = F.interpolate(near, list(padded), mode="bilinear", align_corners=False)[..., :height, :width]
         a: Tensor = self.last(F.relu(near + self.from_logits(at_least_float32(logits))))
         # The exponential may miss the bounds by a rounding.
         return (math.log(LARGEST) * a.tanh()).exp().clamp(SMALLEST, LARGEST)
