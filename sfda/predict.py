@@ -17,13 +17,13 @@ import yaml
 from rich.console import Console
 from rich.text import Text
 
-from sfda.callbacks.pictures import colour
 from sfda.checkpoints import import_method, read_checkpoint
 from sfda.data.config import data_options
 from sfda.data.errors import UnreadableFile
 from sfda.data.images import read_image
 from sfda.data.label_spaces import CITYSCAPES19, CITYSCAPES_IDS, IGNORE, ClassSet, Lookup, index_map, load_class_set
 from sfda.data.transforms import resize_image
+from sfda.drawing import colour
 from sfda.errors import UserError
 from sfda.methods.base import Method
 from sfda.progress import progress

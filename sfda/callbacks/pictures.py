@@ -6,29 +6,26 @@ from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import numpy as np
-import numpy.typing as npt
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from sfda.data.label_spaces import IGNORE, ClassSet
+from sfda.drawing import Array, class_legend, colour
 from sfda.methods.base import Method
 from sfda.metrics.reliability import reliability_diagram
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-Array = npt.NDArray[np.uint8]
-
-
-def colour(labels: npt.NDArray[np.integer[Any]], classes: ClassSet) -> Array:
-    """Train ids (H, W) as RGB colours (H, W, 3); ignored pixels are black."""
-    table = np.zeros((256, 3), dtype=np.uint8)
-    table[: len(classes)] = classes.colours
-    return np.asarray(table[labels], dtype=np.uint8)
+PANELS = ("image", "label", "prediction", "confidence")
+LARGEST_KEPT = 512
+"""Width of a panel in ``panels_<domain>.npz`` at most."""
 
 
 class Pictures(Callback):
     """After `sfda validate`: ``predictions_<domain>.png`` and, with labels, ``reliability_<domain>.png``.
+
+    ``panels_target.npz`` keeps the panels of the target apart, small, for pictures of several runs.
 
     Args:
         folder: The run folder.
@@ -67,6 +64,8 @@ class Pictures(Callback):
             reliability_diagram(*bins).savefig(self.folder / f"reliability_{domain}.png", dpi=110)
         for domain, rows in self._rows.items():
             _draw(rows, pl_module.datamodule.score_classes, self.folder / f"predictions_{domain}.png")
+        if "target" in self._rows:
+            _keep(self._rows["target"], self.folder / "panels_target.npz")
         self._rows = {}
 
 
@@ -81,7 +80,6 @@ def _panels(batch: Any, index: int, probabilities: Tensor, classes: ClassSet) ->
 
 def _draw(rows: list[tuple[str, list[Array]]], classes: ClassSet, path: Path) -> None:
     from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
 
     height, width = rows[0][1][0].shape[:2]
     figure = Figure(figsize=(16, 4 * len(rows) * height / width + 1.2), layout="constrained")
@@ -92,11 +90,18 @@ def _draw(rows: list[tuple[str, list[Array]]], classes: ClassSet, path: Path) ->
             axis.set_xticks([])
             axis.set_yticks([])
         line[0].set_ylabel(name, fontsize=7)
-    for axis, title in zip(axes[0], ("image", "label", "prediction", "confidence (white = 1)"), strict=True):
+    for axis, title in zip(axes[0], (*PANELS[:3], "confidence (white = 1)"), strict=True):
         axis.set_title(title)
-    handles = [
-        Patch(color=(red / 255, green / 255, blue / 255), label=name)
-        for name, (red, green, blue) in zip(classes.names, classes.colours, strict=True)
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=10, frameon=False)
+    class_legend(figure, classes)
     figure.savefig(path, dpi=90)
+
+
+def _keep(rows: list[tuple[str, list[Array]]], path: Path) -> None:
+    """Panels as ``<number>_<kind>``, (h, w, 3) uint8 each."""
+    step = max(1, -(-rows[0][1][0].shape[1] // LARGEST_KEPT))
+    panels = {
+        f"{number}_{kind}": panel[::step, ::step]
+        for number, (_, kinds) in enumerate(rows)
+        for kind, panel in zip(PANELS, kinds, strict=True)
+    }
+    np.savez_compressed(path, **panels)  # type: ignore[arg-type]

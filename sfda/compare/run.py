@@ -5,33 +5,38 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from shutil import which
 from typing import Protocol
 
 from rich.console import Console
 from rich.text import Text
 
+from sfda.compare.picture import draw_side_by_side
 from sfda.compare.plan import Stage, plan, read_comparison
-from sfda.compare.table import as_table, write_results
+from sfda.compare.table import Row, as_sentence, as_table, write_results
 from sfda.errors import UserError
+from sfda.processes import started
 from sfda.progress import table_console
 
 TAIL = 12
+SECONDS_BETWEEN_LINES = 10.0
 
 
 def compare(config: str, out: Path, logger: str | None = None) -> int:
     """Run the experiments of a compare file in dependency order and print their table.
 
-    Every fit is a process of its own, all scoring is one process; what is finished is not run again, what was
-    interrupted is resumed.
+    Every command is a process of its own; what is finished is not run again, what was interrupted is resumed. The row
+    of an experiment is printed as soon as it is scored.
 
     Args:
         config: The compare file.
-        out: Folder of all runs, ``results.json`` and ``results.csv``.
+        out: Folder of all runs, ``results.json``, ``results.csv`` and ``side_by_side.png``.
         logger: Fragment of a logger that every run gets when it begins; it is no part of a run's settings.
 
     Returns:
@@ -48,16 +53,31 @@ def compare(config: str, out: Path, logger: str | None = None) -> int:
     started = time.monotonic()
     for command in comparison.prepare:
         run_sfda(console, shlex.split(command), out / "prepare.log", "preparing", group=out.name)
-    fits = [stage for stage in stages if stage.fitted]
-    for number, stage in enumerate(fits, start=1):
-        fit(console, stage, f"{number}/{len(fits)} {stage.experiment} seed {stage.seed}", logger)
     wanted = [stage for stage in stages if stage.experiment in comparison.experiments]
-    _validate(console, [stage for stage in wanted if not _is_scored(stage)], out, logger)
+    for number, stage in enumerate(stages, start=1):
+        title = f"{number}/{len(stages)} {stage.experiment} seed {stage.seed}"
+        if stage.fitted:
+            fit(console, stage, title, logger)
+        if stage in wanted:
+            _score(console, stage, title, logger)
     rows = [_row(stage) for stage in sorted(wanted, key=lambda stage: comparison.experiments.index(stage.experiment))]
     write_results(rows, out)
     console.print(as_table(rows))
     console.print(f"{time.monotonic() - started:.0f} s; runs, pictures and results.json are in {out}", style="dim")
+    _point_on(console, rows, out)
     return 0
+
+
+def _point_on(console: Console, rows: Sequence[Row], out: Path) -> None:
+    """The one picture to open, and the next command to type."""
+    if (picture := draw_side_by_side(rows, out)) is not None:
+        console.print(f"Open {picture}: image, truth, and what each model sees", highlight=False, soft_wrap=True)
+    adapted = [row for row in rows if row["source_free"] and not row["labels_read"] and row["adapt_seconds"]]
+    if adapted:
+        run = Path(str(adapted[-1]["config"])).parent
+        sfda = "sfda" if which("sfda") else sys.argv[0]
+        command = f"{sfda} predict --run {run} --images YOUR_PHOTOGRAPHS --out predictions"
+        console.print(f"Next: {command}", highlight=False, soft_wrap=True)
 
 
 class Fittable(Protocol):
@@ -101,27 +121,26 @@ def _logger_words(logger: str | None) -> list[str]:
     return [] if logger is None else ["--trainer.logger", logger]
 
 
-def _validate(console: Console, stages: Sequence[Stage], out: Path, logger: str | None) -> None:
-    if not stages:
-        return
-    jobs: list[str] = []
-    for stage in stages:
-        run = stage.fitted or (stage.folder / "result.json").exists()
-        if not run:
+def _score(console: Console, stage: Stage, title: str, logger: str | None) -> None:
+    """Score a stage unless it has been, and print its row."""
+    if not _is_scored(stage):
+        if stage.fitted or (stage.folder / "result.json").exists():
+            words = ["--run", str(stage.folder)]
+        else:
             stage.folder.mkdir(parents=True, exist_ok=True)
             (stage.folder / "settings.sha256").write_text(stage.fingerprint() + "\n")
-        words = ["--run", str(stage.folder)] if run else [*stage.arguments, *_logger_words(logger)]
-        jobs += ["--then", *words]
-    title = f"scoring {len(stages)} models"
-    run_sfda(console, ["validate", *jobs[1:]], out / "validate.log", title, group=out.name)
+            words = [*stage.arguments, *_logger_words(logger)]
+        log = stage.folder / "validate.log"
+        run_sfda(console, ["validate", *words], log, f"{title}, scoring", group=stage.out.name)
+    console.print(Text(f"  {stage.experiment}: {as_sentence(_row(stage))}", style="bold"), soft_wrap=True)
 
 
-def run_sfda(console: Console, arguments: Sequence[str], log: Path, title: str, *, group: str) -> None:
-    """Run ``sfda ARGUMENTS``; its last line is shown while it works, all of it goes into the log.
+def run_sfda(console: Console, words: Sequence[str], log: Path, title: str, *, group: str) -> None:
+    """Run ``sfda WORDS``; its last line is shown while it works, all of it goes into the log.
 
     Args:
         console: Where the command and its progress are shown.
-        arguments: The words behind ``sfda``.
+        words: What follows ``sfda``.
         log: File that its output is added to.
         title: What is shown beside its progress.
         group: Group of its W&B run, if it has one and the environment names no other.
@@ -129,39 +148,47 @@ def run_sfda(console: Console, arguments: Sequence[str], log: Path, title: str, 
     Raises:
         UserError: it failed; the end of its log is in the message.
     """
-    console.print(
-        Text("$ sfda " + shlex.join(arguments).replace(" --then ", " --then \\\n    "), style="cyan"), soft_wrap=True
-    )
+    console.print(Text(f"$ sfda {shlex.join(words)}", style="cyan"), soft_wrap=True)
     log.parent.mkdir(parents=True, exist_ok=True)
-    started = time.monotonic()
-    environment = {"WANDB_RUN_GROUP": group, **os.environ, "PYTHONUNBUFFERED": "1"}
-    lines: list[str] = []
+    begun = time.monotonic()
+    lines: deque[str] = deque(maxlen=TAIL)
     with (
         log.open("a", encoding="utf-8") as file,
-        console.status(title) as status,
-        subprocess.Popen(
-            [sys.executable, "-m", "sfda.cli", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=environment,
-        ) as process,
+        _shown(console, title) as show,
+        started(words, WANDB_RUN_GROUP=os.environ.get("WANDB_RUN_GROUP", group)) as command,
     ):
-        assert process.stdout is not None
-        for line in process.stdout:
+        for line in command.output:
             file.write(line)
             file.flush()
             lines.append(line.rstrip())
-            status.update(Text(f"{title}: {lines[-1]}"[: console.width - 4]))
+            show(lines[-1])
             if line.startswith("warning: "):
                 console.print(Text(f"  {line.rstrip()}", style="yellow"))
-    if process.returncode != 0:
-        tail = "\n  ".join(lines[-TAIL:])
+    if command.status != 0:
+        tail = "\n  ".join(lines)
         raise UserError(
-            f"{title} failed (status {process.returncode}); its log {log} ends with\n  {tail}\n"
+            f"{title} failed (status {command.status}); its log {log} ends with\n  {tail}\n"
             "What is finished stays; the same command goes on from there."
         )
-    console.print(f"✓ {title}  {time.monotonic() - started:.0f} s")
+    console.print(f"✓ {title}  {time.monotonic() - begun:.0f} s")
+
+
+@contextmanager
+def _shown(console: Console, title: str) -> Iterator[Callable[[str], None]]:
+    """Shows the last line of a command: live on a terminal, every few seconds in a log."""
+    if console.is_terminal:
+        with console.status(f"{title}: starting") as status:
+            yield lambda line: status.update(Text(f"{title}: {line}"[: console.width - 4]))
+        return
+    printed = time.monotonic()
+
+    def show(line: str) -> None:
+        nonlocal printed
+        if time.monotonic() - printed >= SECONDS_BETWEEN_LINES:
+            printed = time.monotonic()
+            console.print(f"  {line}", highlight=False, soft_wrap=True)
+
+    yield show
 
 
 def _check_unchanged(stage: Stage) -> None:

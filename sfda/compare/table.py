@@ -56,6 +56,15 @@ def as_table(rows: Sequence[Row]) -> Table:
     return table
 
 
+def as_sentence(row: Row) -> str:
+    """The scores of one row."""
+    shown = [
+        f"{heading.replace(chr(10), ' ').removesuffix(' %')} {_cell([row.get(key)], factor, digits)} %"
+        for heading, key, factor, digits in _SCORES[:2]
+    ]
+    return ", ".join(shown)
+
+
 def _cell(values: Sequence[object], factor: float, digits: int) -> str:
     numbers = [value * factor for value in values if isinstance(value, int | float)]
     if not numbers:

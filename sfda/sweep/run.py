@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from rich.text import Text
 
 from sfda.compare.run import fit
 from sfda.errors import UserError
+from sfda.processes import started
 from sfda.progress import table_console
 from sfda.sweep.objective import scores_of_run
 from sfda.sweep.plan import Sweep, Trial, plan, read_sweep
@@ -83,17 +82,13 @@ def _check_unchanged(trial: Trial) -> None:
 
 def _check_options(console: Console, trial: Trial) -> None:
     """Parse the options of a trial, which all have: a wrong name should not cost every one of them."""
-    with console.status("checking the options"):
-        done = subprocess.run(
-            [sys.executable, "-m", "sfda.cli", "fit", *trial.options, "--print_config"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    if done.returncode != 0:
-        raise UserError(
-            (done.stderr.strip().splitlines() or ["the options cannot be parsed"])[-1].removeprefix("sfda: ")
-        )
+    with (
+        console.status("checking the options"),
+        started(["fit", *trial.options, "--print_config"]) as command,
+    ):
+        lines = command.output.read().strip().splitlines()
+    if command.status != 0:
+        raise UserError((lines or ["the options cannot be parsed"])[-1].removeprefix("sfda: "))
 
 
 def _row(settings: Sweep, trial: Trial) -> Row:

@@ -1,0 +1,70 @@
+"""One picture of a comparison: the same images as every experiment labels them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from sfda.data.label_spaces import load_class_set
+from sfda.drawing import Array, class_legend
+
+MOST = 5
+"""Experiments that are drawn at most, the first ones of the compare file."""
+NAME = "side_by_side.png"
+
+
+def draw_side_by_side(rows: Sequence[Mapping[str, object]], out: Path) -> Path | None:
+    """Draw image, truth and the predictions of the first experiments, those of the first seed.
+
+    Args:
+        rows: Rows of ``results.json``; the panels that `sfda.callbacks.pictures.Pictures` left are read.
+        out: Folder of the picture.
+
+    Returns:
+        The picture; None where no run left panels.
+    """
+    drawn = []
+    for row in [row for row in rows if row["seed"] == rows[0]["seed"]][:MOST]:
+        panels = Path(str(row["config"])).parent / "panels_target.npz"
+        if panels.is_file():
+            with np.load(panels) as stored:
+                drawn.append((row, {name: stored[name] for name in stored.files}))
+    if not drawn:
+        return None
+    first = drawn[0][1]
+    columns = [("image", first), ("truth", first)] + [(_title(row), panels) for row, panels in drawn]
+    kinds = ["image", "label"] + ["prediction"] * len(drawn)
+    _draw([(title, _of_kind(panels, kind)) for (title, panels), kind in zip(columns, kinds, strict=True)], rows, out)
+    return out / NAME
+
+
+def _title(row: Mapping[str, object]) -> str:
+    scores = [
+        f"{name} {100 * value:.1f} %"
+        for name, key in (("mIoU", "target_miou"), ("ECE", "target_ece"))
+        if isinstance(value := row.get(key), float)
+    ]
+    return "\n".join([str(row["experiment"]), ", ".join(scores)])
+
+
+def _of_kind(panels: Mapping[str, Array], kind: str) -> list[Array]:
+    return [panels[name] for name in panels if name.endswith(f"_{kind}")]
+
+
+def _draw(columns: list[tuple[str, list[Array]]], rows: Sequence[Mapping[str, object]], out: Path) -> None:
+    from matplotlib.figure import Figure
+
+    lines = len(columns[0][1])
+    height, width = columns[0][1][0].shape[:2]
+    figure = Figure(figsize=(3 * len(columns), 3 * lines * height / width + 1.4), layout="constrained")
+    axes = figure.subplots(lines, len(columns), squeeze=False)
+    for place, (title, pictures) in enumerate(columns):
+        axes[0, place].set_title(title, fontsize=10)
+        for axis, picture in zip(axes[:, place], pictures, strict=False):
+            axis.imshow(picture)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    class_legend(figure, load_class_set(str(rows[0]["class_set"])))
+    figure.savefig(out / NAME, dpi=100)

@@ -1,0 +1,33 @@
+"""What pictures of label maps share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sfda.data.label_spaces import ClassSet
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Array = npt.NDArray[np.uint8]
+
+
+def colour(labels: npt.NDArray[np.integer[Any]], classes: ClassSet) -> Array:
+    """Train ids (H, W) as RGB colours (H, W, 3); ignored pixels are black."""
+    table = np.zeros((256, 3), dtype=np.uint8)
+    table[: len(classes)] = classes.colours
+    return np.asarray(table[labels], dtype=np.uint8)
+
+
+def class_legend(figure: Figure, classes: ClassSet) -> None:
+    """Names and colours of all classes below a figure."""
+    from matplotlib.patches import Patch
+
+    handles = [
+        Patch(color=(red / 255, green / 255, blue / 255), label=name)
+        for name, (red, green, blue) in zip(classes.names, classes.colours, strict=True)
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=10, frameon=False)

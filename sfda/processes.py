@@ -1,0 +1,71 @@
+"""``sfda`` commands in processes of their own that share one import of torch."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from typing import TextIO
+
+PRELOADED = ["sfda.lightning_cli", "segmentation_models_pytorch"]
+"""What the server imports once, without starting a thread or touching a GPU; each command is a fork of it."""
+
+
+class Command:
+    """A running ``sfda`` command.
+
+    Attributes:
+        output: Its standard output and error as they come, line by line.
+        status: Its exit status, negative for a signal; None while it runs.
+    """
+
+    def __init__(self, output: TextIO) -> None:
+        self.output = output
+        self.status: int | None = None
+
+
+@contextmanager
+def started(words: Sequence[str], **environment: str) -> Iterator[Command]:
+    """Start ``sfda WORDS`` in the current folder; leaving the context waits for its end.
+
+    Args:
+        words: What follows ``sfda``.
+        **environment: Variables besides those of this process.
+
+    Yields:
+        The command.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    reader, writer = context.Pipe(duplex=False)
+    variables = {**os.environ, **environment}
+    process = context.Process(target=_command, args=(list(words), variables, writer))
+    process.start()
+    writer.close()
+    with os.fdopen(os.dup(reader.fileno()), encoding="utf-8", errors="replace") as output:
+        reader.close()
+        command = Command(output)
+        try:
+            yield command
+        except BaseException:
+            process.terminate()
+            raise
+        finally:
+            process.join()
+            command.status = process.exitcode
+
+
+def _command(words: list[str], environment: Mapping[str, str], output: Connection) -> None:
+    from sfda.cli import main
+
+    multiprocessing.set_start_method(None, force=True)  # loaders start their workers as they do everywhere
+    os.environ.clear()
+    os.environ.update(environment)
+    for descriptor, stream in ((1, sys.stdout), (2, sys.stderr)):
+        os.dup2(output.fileno(), descriptor)
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    output.close()
+    sys.exit(main(words))
