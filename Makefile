@@ -8,7 +8,10 @@ export WANDB_MODE ?= offline
 export NO_ALBUMENTATIONS_UPDATE = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-slow check format bench clean
+.PHONY: help install demo test test-fast test-slow test-release check format bench clean
+
+# Two workers; tests that start processes of their own are one group, so that they do not meet.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -29,14 +32,17 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## Compare methods on the embedded town; the table is at the end, pictures are in runs/demo
 	$(BIN)/sfda compare compare/demo.yaml --out runs/demo
 
-test: $(STAMP) ## Every test but the slow ones
-	$(BIN)/python -m pytest
+test: $(STAMP) ## Every test but those of whole commands
+	$(PYTEST) --durations 30
 
 test-fast: $(STAMP) ## The tests that take milliseconds
-	$(BIN)/python -m pytest -m 'not slow and not medium'
+	$(PYTEST) -m 'not medium and not slow and not release'
 
-test-slow: $(STAMP) ## What takes minutes
-	$(BIN)/python -m pytest -m slow --timeout 3000
+test-slow: $(STAMP) ## Whole commands and notebooks, on small data
+	$(PYTEST) -m 'slow and not release' --durations 30
+
+test-release: $(STAMP) ## The demo, the notebooks and the README at full size: an hour, before the README's figures change
+	$(BIN)/python -m pytest -m release --timeout 3000 --durations 10
 
 check: $(STAMP) ## Lint, format and types
 	$(BIN)/ruff check .

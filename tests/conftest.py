@@ -1,17 +1,30 @@
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+# Before anything is imported: maps this small are slower on several threads, and the tests share the cores.
+os.environ.update(OMP_NUM_THREADS="1", WANDB_MODE="offline", NO_ALBUMENTATIONS_UPDATE="1", COLUMNS="80")
+
+import lightning as L
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from commands import Done, run_sfda
 from sfda.cli import main
 from sfda.data.streets import write_streets
-from tiny_runs import tiny_arguments
+from tiny_runs import tiny_arguments, watched
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of two processes run one after the other, so that two cores are never shared by more than three."""
+    for item in items:
+        if "/ddp/" in item.nodeid or "two_processes" in item.nodeid or "two_ranks" in item.nodeid:
+            item.add_marker(pytest.mark.xdist_group("two_processes"))
 
 
 def _one_rank(rank: int, function: Callable[[int], Any], folder: Path) -> None:
@@ -22,9 +35,7 @@ def _one_rank(rank: int, function: Callable[[int], Any], folder: Path) -> None:
     dist.destroy_process_group()
 
 
-os.environ["WANDB_MODE"] = "offline"
-os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
-torch.set_num_threads(1)  # maps this small are slower on several threads
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -47,6 +58,12 @@ def sfda(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
     return lambda *arguments: main([str(argument) for argument in arguments])
 
 
+@pytest.fixture
+def command(tmp_path: Path) -> Callable[..., Done]:
+    """Runs the command line in a process of its own, in a working directory of its own."""
+    return lambda *words, **environment: run_sfda(tmp_path, *words, **environment)
+
+
 @pytest.fixture(scope="session")
 def source_model(town: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoint of the tiny network after a few steps on the town's source domain."""
@@ -67,6 +84,30 @@ def on_two_ranks(tmp_path: Path) -> Callable[[Callable[[int], Any]], list[Any]]:
         return [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
     return run
+
+
+@pytest.fixture
+def ranks_at_fit_end(tmp_path: Path) -> Iterator[Callable[[], list[dict[str, Any]]]]:
+    """Every rank of a fit leaves what it holds at its end; called, gives it for each of two ranks."""
+
+    def leave(trainer: L.Trainer, method: L.LightningModule) -> None:
+        content = {
+            "state": method.state_dict(),
+            "selected": [callback.best_model_path for callback in trainer.checkpoint_callbacks],
+            "metrics": {key: float(value) for key, value in trainer.callback_metrics.items()},
+        }
+        torch.save(content, tmp_path / f"rank{trainer.global_rank}.pt")
+
+    with watched("on_fit_end", leave):
+        yield lambda: [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.fixture
+def states_of_ranks(
+    ranks_at_fit_end: Callable[[], list[dict[str, Any]]],
+) -> Callable[[], list[dict[str, torch.Tensor]]]:
+    """The weights alone."""
+    return lambda: [rank["state"] for rank in ranks_at_fit_end()]
 
 
 @pytest.fixture(scope="session")

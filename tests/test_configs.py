@@ -1,5 +1,6 @@
 """Every config is one that runs: all fragments, experiments and compare files."""
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import yaml
 
 from sfda.arguments import configs_folder, expand
 from sfda.compare.plan import plan, read_comparison
+from sfda.networks.build import build_network
 
 CONFIGS = configs_folder()
 EXPERIMENTS = [
@@ -46,10 +48,14 @@ def _alone(monkeypatch):
     monkeypatch.setattr("sys.argv", ["sfda"])
 
 
+build_once = functools.cache(build_network)
+
+
 @pytest.mark.medium
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_parses_and_its_values_arrive(experiment):
-    config = parse(expand("fit", [experiment])).config["fit"]
+def test_the_values_of_every_experiment_arrive_and_it_can_be_instantiated(experiment, monkeypatch):
+    cli = parse(expand("fit", [experiment]))
+    config = cli.config["fit"]
     written = yaml.safe_load((CONFIGS / f"experiment/{experiment}.yaml").read_text())
     assert set(written) <= {"model", "data", "trainer"}
     for part, values in written.items():
@@ -60,11 +66,7 @@ def test_every_experiment_parses_and_its_values_arrive(experiment):
             assert key in parsed
             assert arrived(value, parsed[key]), key
 
-
-@pytest.mark.medium
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_can_be_instantiated(experiment):
-    cli = parse(expand("fit", [experiment]))
+    monkeypatch.setattr("sfda.methods.base.build_network", build_once)  # dozens have the same network
     ready = cli.parser.instantiate_classes(cli.config)["fit"]
     assert ready.model.hparams["num_classes"] == len(ready.data.classes) == ready.model.network.num_classes
     assert all(hasattr(callback, "on_train_epoch_end") for callback in ready.trainer.callbacks or [])

@@ -1,7 +1,9 @@
 """W&B: one offline run for a run folder, whatever happens in it."""
 
 import json
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -94,20 +96,23 @@ def test_a_sweeps_agent_starts_runs_of_one_seed_in_folders_of_their_own(monkeypa
 
 
 def test_the_runs_of_a_comparison_are_a_group(tmp_path, monkeypatch):
-    import sys
-
     from rich.console import Console
 
     from sfda.compare.run import run_sfda
 
-    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
-    script = f"#!{sys._base_executable}\nimport os; print(os.environ['WANDB_RUN_GROUP'])\n"
-    (tmp_path / "python").write_text(script)
-    (tmp_path / "python").chmod(0o755)
-    run_sfda(Console(quiet=True), ["fit"], tmp_path / "log.txt", "t", group="demo")
-    monkeypatch.setenv("WANDB_RUN_GROUP", "mine")
-    run_sfda(Console(quiet=True), ["fit"], tmp_path / "log.txt", "t", group="demo")
-    assert (tmp_path / "log.txt").read_text().split() == ["demo", "mine"]
+    groups = []
+
+    @contextmanager
+    def played(words, **environment):
+        groups.append(environment["WANDB_RUN_GROUP"])
+        yield SimpleNamespace(output=[], status=0)
+
+    monkeypatch.setattr("sfda.compare.run.started", played)
+    for environment in ({}, {"WANDB_RUN_GROUP": "mine"}):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        run_sfda(Console(quiet=True), ["fit"], tmp_path / "log.txt", "t", group="demo")
+    assert groups == ["demo", "mine"]
 
 
 @pytest.mark.medium

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from sfda.callbacks.skipped_files import SkippedFiles
 from sfda.cli import main
 
 NETWORK = "tiny_network.build"
@@ -43,14 +45,20 @@ class Death(RuntimeError):
     """What kills a run."""
 
 
-def die_in_the_second_epoch(arguments: Sequence[object], folder: Path) -> None:
-    """A fit of two epochs or more that gets no further than the end of its first."""
+@contextmanager
+def watched(hook: str, function: Callable[..., None]) -> Iterator[None]:
+    """Every run calls ``function(trainer, method)`` at a hook of Lightning's callbacks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SkippedFiles, hook, lambda self, trainer, method, *_: function(trainer, method))
+        yield
 
-    def die(self, trainer, *_):
-        if trainer.current_epoch == 1:
+
+def die(arguments: Sequence[object], folder: Path, epoch: int = 1) -> None:
+    """A fit that gets no further than the start of an epoch: by default, than the end of its first."""
+
+    def kill(trainer, _):
+        if trainer.current_epoch == epoch:
             raise Death
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sfda.callbacks.skipped_files.SkippedFiles.on_train_batch_start", die)
-        with pytest.raises(Death):
-            main(["fit", *map(str, arguments), "--out", str(folder)])
+    with watched("on_train_batch_start", kill), pytest.raises(Death):
+        main(["fit", *map(str, arguments), "--out", str(folder)])

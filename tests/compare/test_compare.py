@@ -186,7 +186,6 @@ def test_a_logger_is_given_to_runs_that_begin_and_is_no_setting(tiny_benchmark, 
 def test_compare_from_nothing_to_a_table(town, tmp_path, monkeypatch, capsys):
     """Two experiments on the tiny town, each stage a process; a second call runs nothing again."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[1]))
     folder = tmp_path / "experiment/tiny"
     folder.mkdir(parents=True)
     import sfda.arguments

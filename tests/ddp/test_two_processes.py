@@ -16,6 +16,7 @@ from tiny_runs import tiny_arguments
 
 pytestmark = pytest.mark.medium
 
+TESTS = str(Path(__file__).resolve().parents[1])
 TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp_fork"]
 SELECTORS = {
     "ece": "[{class_path: sfda.callbacks.select_by_ece.SelectByECE, init_args: {start_after: 0.0}}]",
@@ -27,28 +28,12 @@ def state(path: Path) -> dict[str, torch.Tensor]:
     return torch.load(path, weights_only=True)["state_dict"]
 
 
-@pytest.fixture
-def dump_ranks(monkeypatch, tmp_path):
-    """Every rank leaves what it holds at the end of a fit."""
-
-    def dump(self, trainer, pl_module):
-        content = {
-            "state": pl_module.state_dict(),
-            "selected": [callback.best_model_path for callback in trainer.checkpoint_callbacks],
-            "metrics": {key: float(value) for key, value in trainer.callback_metrics.items()},
-        }
-        torch.save(content, tmp_path / f"rank{trainer.global_rank}.pt")
-
-    monkeypatch.setattr("sfda.callbacks.skipped_files.SkippedFiles.on_fit_end", dump)
-    return lambda: [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
-
-
 @pytest.mark.parametrize("selector", SELECTORS)
-def test_both_ranks_hold_the_same_and_keep_the_same_file(selector, town, sfda, tmp_path, dump_ranks):
+def test_both_ranks_hold_the_same_and_keep_the_same_file(selector, town, sfda, tmp_path, ranks_at_fit_end):
     arguments = [*tiny_arguments("source_training", town), "--trainer.callbacks", SELECTORS[selector]]
     arguments += ["--model.init_args.lr", "0.05", "--trainer.max_epochs", "3", "--data.init_args.batch_size", "2"]
     assert sfda("fit", *arguments, *TWO, "--out", tmp_path / "run") == 0
-    one, other = dump_ranks()
+    one, other = ranks_at_fit_end()
     assert one["selected"] == other["selected"]
     assert one["metrics"].keys() == other["metrics"].keys()
     for key, value in one["metrics"].items():
@@ -183,8 +168,7 @@ def test_torchrun_starts_the_same_run(town, source_model, tmp_path):
     arguments = [*tiny_arguments("source_training", town), "--out", str(tmp_path / "run"), "--trainer.devices", "2"]
     arguments += ["--trainer.strategy", "ddp", "--trainer.max_epochs", "2", "--data.init_args.batch_size", "2"]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "sfda.cli", "fit"]
-    tests = Path(__file__).resolve().parents[1]
-    environment = {**os.environ, "PYTHONPATH": str(tests), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    environment = {**os.environ, "PYTHONPATH": TESTS, "GLOO_SOCKET_IFNAME": "lo"}
     subprocess.run([*command, *arguments], check=True, env=environment, cwd=tmp_path, timeout=300)
     assert json.loads((tmp_path / "run/result.json").read_text())["selected_step"] == 4
 
@@ -195,9 +179,8 @@ def test_several_validations_start_their_ranks_themselves(town, source_model, tm
     arguments = [*tiny_arguments("source_only", town, source_model), "--trainer.devices", "2"]
     arguments += ["--trainer.strategy", "ddp", "--out"]
     command = [sys.executable, "-m", "sfda.cli", "validate", *arguments, "a", "--then", *arguments, "b"]
-    tests = Path(__file__).resolve().parents[1]
     environment = {name: value for name, value in os.environ.items() if name not in LAUNCHED}
-    environment |= {"PYTHONPATH": str(tests), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    environment |= {"PYTHONPATH": TESTS, "GLOO_SOCKET_IFNAME": "lo"}
     subprocess.run(command, check=True, env=environment, cwd=tmp_path, timeout=600)
     first, second = (json.loads((tmp_path / name / "result.json").read_text()) for name in "ab")
     assert first["target_miou"] == second["target_miou"] is not None

@@ -11,7 +11,7 @@ from sfda.errors import UserError
 from sfda.methods.cal_sfda import CalSFDA
 from sfda.methods.source_training import SourceTraining
 from sfda.methods.tent import Tent
-from tiny_runs import NETWORK, die_in_the_second_epoch, tiny_arguments
+from tiny_runs import NETWORK, die, tiny_arguments, watched
 
 OPTIONS = {"network": NETWORK, "num_classes": 19}
 
@@ -76,13 +76,10 @@ def test_the_objective_is_the_specified_one(draw):
 
 
 @pytest.mark.medium
-def test_class_weights_are_those_of_the_unscaled_thresholds(town, value_net_model, sfda, tmp_path, monkeypatch):
+def test_class_weights_are_those_of_the_unscaled_thresholds(town, value_net_model, sfda, tmp_path):
     kept = []
-    monkeypatch.setattr(
-        "sfda.callbacks.skipped_files.SkippedFiles.on_fit_end",
-        lambda self, trainer, method: kept.append((method._class_weights, method.pseudo_labels.report)),
-    )
-    assert sfda("fit", *tiny_arguments("cal_sfda", town, value_net_model), "--out", tmp_path / "run") == 0
+    with watched("on_fit_end", lambda _, method: kept.append((method._class_weights, method.pseudo_labels.report))):
+        assert sfda("fit", *tiny_arguments("cal_sfda", town, value_net_model), "--out", tmp_path / "run") == 0
     weights, report = kept[0]
     expected = [1 / min(max(threshold, 0.05), 1) for threshold in report["unscaled_thresholds"]]
     np.testing.assert_allclose(weights.numpy(), np.array(expected) / np.mean(expected), rtol=1e-5)
@@ -144,7 +141,7 @@ def test_a_resumed_run_makes_no_labels_from_another_source_model(town, source_mo
     source = tmp_path / "source.ckpt"
     shutil.copy(source_model, source)
     arguments = [*tiny_arguments("self_training", town, source), "--trainer.max_epochs", "2"]
-    die_in_the_second_epoch(arguments, tmp_path / "run")
+    die(arguments, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/pseudo_labels")
     other = torch.load(source, weights_only=True)
     other["state_dict"] = {key: value + value.is_floating_point() for key, value in other["state_dict"].items()}
@@ -168,7 +165,7 @@ def test_labels_are_those_of_these_images(town, source_model, sfda, tmp_path, ca
     arguments = [*tiny_arguments("self_training", town, source_model), "--model.init_args.bn_alpha", "0"]
     target = "--data.init_args.target."
     arguments += [f"{target}layout", "folder", f"{target}root", tmp_path / "mine", f"{target}val_images", "day"]
-    die_in_the_second_epoch([*arguments, f"{target}train_images", "day", "--trainer.max_epochs", "2"], tmp_path / "run")
+    die([*arguments, f"{target}train_images", "day", "--trainer.max_epochs", "2"], tmp_path / "run")
     (tmp_path / "run/last.ckpt").unlink()
     capsys.readouterr()
     assert sfda("fit", "--run", tmp_path / "run", f"{target}train_images", "night") == 0
@@ -176,15 +173,11 @@ def test_labels_are_those_of_these_images(town, source_model, sfda, tmp_path, ca
 
 
 @pytest.mark.medium
-def test_two_processes_agree_on_re_estimated_statistics(town, value_net_model, sfda, tmp_path, monkeypatch):
-    def dump(self, trainer, method):
-        torch.save(method.state_dict(), tmp_path / f"rank{trainer.global_rank}.pt")
-
-    monkeypatch.setattr("sfda.callbacks.skipped_files.SkippedFiles.on_fit_end", dump)
+def test_two_processes_agree_on_re_estimated_statistics(town, value_net_model, sfda, tmp_path, states_of_ranks):
     arguments = [*tiny_arguments("cal_sfda", town, value_net_model), "--trainer.max_epochs", "2"]
     arguments += ["--data.init_args.batch_size", "2", "--trainer.devices", "2", "--trainer.strategy", "ddp_fork"]
     assert sfda("fit", *arguments, "--out", tmp_path / "run") == 0
-    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2))
+    first, second = states_of_ranks()
     assert all(torch.equal(value, second[key]) for key, value in first.items())
     source = torch.load(value_net_model, weights_only=True)["state_dict"]
     assert not torch.equal(first["value_net.norm.running_mean"], source["value_net.norm.running_mean"])

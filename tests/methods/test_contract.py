@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from sfda.arguments import configs_folder
 from sfda.methods.base import Method
 from sfda.methods.gathered import GatheredMethod
-from tiny_runs import die_in_the_second_epoch, tiny_arguments
+from tiny_runs import die, tiny_arguments
 
 MODELS = sorted(path.stem for path in configs_folder().glob("model/*.yaml"))
 
@@ -101,7 +101,7 @@ def test_fit_validate_resume_and_predict(model, town, source_of, sfda, tmp_path)
     assert sfda("fit", *arguments, "--out", whole) == 2
     if epochs > 1:
         part = tmp_path / "part"
-        die_in_the_second_epoch([*arguments, "--trainer.max_epochs", str(epochs)], part)
+        die([*arguments, "--trainer.max_epochs", str(epochs)], part)
         assert not (part / "result.json").exists()
         assert sfda("fit", *arguments, "--out", part) == 2
         assert sfda("fit", "--run", part) == 0

@@ -86,17 +86,13 @@ def test_a_run_in_half_precision(town, source_model, sfda, tmp_path):
 
 @pytest.mark.medium
 @pytest.mark.parametrize("model", ["da_cal", "da_cal_source_free"])
-def test_two_ranks_hold_the_same(model, town, source_model, sfda, tmp_path, monkeypatch):
-    def dump(self, trainer, pl_module):
-        torch.save(pl_module.state_dict(), tmp_path / f"rank{trainer.global_rank}.pt")
-
-    monkeypatch.setattr("sfda.callbacks.skipped_files.SkippedFiles.on_fit_end", dump)
+def test_two_ranks_hold_the_same(model, town, source_model, sfda, tmp_path, states_of_ranks):
     arguments = arguments_of(model, town, source_model, "--data.init_args.batch_size", 2, "--trainer.devices", 2)
     strategy = "{class_path: lightning.pytorch.strategies.DDPStrategy, "
     strategy += "init_args: {start_method: fork, broadcast_buffers: false}}"
     epochs = ("--trainer.max_epochs", 2)
     assert sfda("fit", *arguments, "--trainer.strategy", strategy, *epochs, "--out", tmp_path / "run") == 0
-    one, other = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2))
+    one, other = states_of_ranks()
     assert_equal(one, other)
     assert one["temperature.last.weight"].abs().max() > 0
 

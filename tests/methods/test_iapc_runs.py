@@ -7,11 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sfda.cli import main
 from sfda.data.transforms import RandomViews
 from sfda.methods import iapc
 from sfda.methods.iapc import IAPC
-from tiny_runs import NETWORK, tiny_arguments
+from tiny_runs import NETWORK, die, tiny_arguments
 
 # DDP would hide differences between the ranks' buffers.
 STRATEGY = """{class_path: lightning.pytorch.strategies.DDPStrategy,
@@ -115,22 +114,11 @@ def test_labels_are_the_source_models_over_six_views(town, source_model, sfda, t
 @pytest.mark.medium
 def test_a_resumed_run_needs_no_source_model_and_labels_nothing_anew(town, source_model, sfda, tmp_path, monkeypatch):
     """The third network is in the checkpoint, the labels are in the run folder."""
-
-    class Death(RuntimeError):
-        pass
-
-    def die_in_the_second_epoch(self, trainer, *_):
-        if trainer.current_epoch == 1:
-            raise Death
-
     copied = tmp_path / "source.ckpt"
     shutil.copy(source_model, copied)
     run = tmp_path / "run"
-    arguments = [*arguments_of(town, copied, prototypes="momentum"), "--trainer.max_epochs", "2", "--out", str(run)]
-    with monkeypatch.context() as patch:
-        patch.setattr("sfda.callbacks.skipped_files.SkippedFiles.on_train_batch_start", die_in_the_second_epoch)
-        with pytest.raises(Death):
-            main(["fit", *arguments])
+    arguments = [*arguments_of(town, copied, prototypes="momentum"), "--trainer.max_epochs", "2"]
+    die(arguments, run)
     copied.unlink()
     monkeypatch.setattr(iapc, "label_by_argmax", None)  # would raise
     before = state(run / "last.ckpt")
@@ -142,15 +130,11 @@ def test_a_resumed_run_needs_no_source_model_and_labels_nothing_anew(town, sourc
 
 
 @pytest.mark.medium
-def test_two_processes_hold_the_same_three_networks(town, source_model, sfda, tmp_path, monkeypatch):
-    def dump(self, trainer, pl_module):
-        torch.save(pl_module.state_dict(), tmp_path / f"rank{trainer.global_rank}.pt")
-
-    monkeypatch.setattr("sfda.callbacks.skipped_files.SkippedFiles.on_fit_end", dump)
+def test_two_processes_hold_the_same_three_networks(town, source_model, sfda, tmp_path, states_of_ranks):
     arguments = arguments_of(town, source_model, prototypes="momentum")
     arguments += ["--data.init_args.batch_size", "2", "--trainer.devices", "2", "--trainer.strategy", STRATEGY]
     assert sfda("fit", *arguments, "--out", tmp_path / "run") == 0
-    one, other = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2))
+    one, other = states_of_ranks()
     saved = state(tmp_path / "run/last.ckpt")
     assert one.keys() == other.keys()
     for name, value in one.items():

@@ -216,15 +216,11 @@ def test_teacher_starts_from_the_source_model_and_follows_the_student(model, tow
 
 
 @pytest.mark.medium
-def test_two_ranks_hold_the_same_teacher(town, source_model, sfda, tmp_path, monkeypatch):
-    def dump(self, trainer, pl_module):
-        torch.save(pl_module.state_dict(), tmp_path / f"rank{trainer.global_rank}.pt")
-
-    monkeypatch.setattr("sfda.callbacks.skipped_files.SkippedFiles.on_fit_end", dump)
+def test_two_ranks_hold_the_same_teacher(town, source_model, sfda, tmp_path, states_of_ranks):
     arguments = [*tiny_arguments("mean_teacher", town, source_model), "--model.init_args.lr", "0.05"]
     strategy = "{class_path: lightning.pytorch.strategies.DDPStrategy, "
     strategy += "init_args: {start_method: fork, broadcast_buffers: false}}"
     arguments += ["--trainer.devices", "2", "--trainer.strategy", strategy, "--data.init_args.batch_size", "2"]
     assert sfda("fit", *arguments, "--trainer.max_epochs", "2", "--out", tmp_path / "run") == 0
-    one, other = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2))
+    one, other = states_of_ranks()
     assert all(torch.equal(value, other[key]) for key, value in one.items())

@@ -15,7 +15,7 @@ from sfda.data.readers import Domain, SegmentationSet
 from sfda.methods.cal_sfda import CalSFDA
 from sfda.methods.self_training import SelfTraining
 from sfda.methods.value_net_training import ValueNetTraining
-from tiny_runs import tiny_arguments
+from tiny_runs import Death, die, tiny_arguments, watched
 
 pytestmark = pytest.mark.medium
 TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp_fork"]
@@ -96,17 +96,16 @@ def test_fractions_and_learning_rate_follow_the_round(town, source_model):
 
 
 @pytest.mark.parametrize("train_backbone", [False, True])
-def test_first_batch_norm_alone_then_the_classifier(train_backbone, town, value_net_model, sfda, tmp_path, monkeypatch):
+def test_first_batch_norm_alone_then_the_classifier(train_backbone, town, value_net_model, sfda, tmp_path):
     kept: list[dict[str, torch.Tensor]] = []
 
-    def keep(self, trainer, pl_module, *_):
-        kept.append({key: value.clone() for key, value in pl_module.state_dict().items()})
+    def keep(_, method):
+        kept.append({key: value.clone() for key, value in method.state_dict().items()})
 
-    monkeypatch.setattr("sfda.callbacks.skipped_files.SkippedFiles.on_train_start", keep)
-    monkeypatch.setattr("sfda.callbacks.skipped_files.SkippedFiles.on_train_epoch_end", keep)
     arguments = [*tiny_arguments("cal_sfda", town, value_net_model), "--trainer.max_epochs", "3"]
     arguments += ["--model.init_args.lr", "0.1", "--model.init_args.train_backbone", str(train_backbone)]
-    assert sfda("fit", *arguments, "--out", tmp_path / "run") == 0
+    with watched("on_train_start", keep), watched("on_train_epoch_end", keep):
+        assert sfda("fit", *arguments, "--out", tmp_path / "run") == 0
     start, warm, second, third = kept
 
     def moved(one, other):
@@ -155,10 +154,6 @@ def test_statistics_of_both_networks_become_those_of_the_target(town, value_net_
         assert not torch.equal(seen[False][key], source[key])
 
 
-class Death(RuntimeError):
-    pass
-
-
 @pytest.mark.parametrize("dies_after", [0, 1, 17, 20])
 def test_killed_while_labelling_it_goes_on_to_the_same_weights(
     dies_after, town, value_net_model, sfda, tmp_path, monkeypatch
@@ -192,14 +187,7 @@ def test_killed_while_labelling_it_goes_on_to_the_same_weights(
 def test_labels_made_with_other_options_are_remade(town, source_model, sfda, tmp_path, capsys):
     """An interrupted run whose labels are there, gone on with in other ways."""
     arguments = tiny_arguments("self_training", town, source_model)
-    with pytest.MonkeyPatch.context() as patch:
-
-        def die(*_):
-            raise Death
-
-        patch.setattr("sfda.callbacks.skipped_files.SkippedFiles.on_train_batch_start", die)
-        with pytest.raises(Death):
-            main(["fit", *map(str, arguments), "--out", str(tmp_path / "run")])
+    die(arguments, tmp_path / "run", epoch=0)
     first = labels(tmp_path / "run")
     capsys.readouterr()
     assert sfda("fit", "--run", tmp_path / "run", "--model.init_args.class_fraction", "0.5") == 0
@@ -210,18 +198,13 @@ def test_labels_made_with_other_options_are_remade(town, source_model, sfda, tmp
     )
 
 
-def test_two_processes_make_the_same_labels_and_stay_equal(town, value_net_model, sfda, tmp_path, monkeypatch):
-    """Behind the warm-up boundary too. BN statistics are left alone: they would depend on who shares a batch."""
-
-    def dump(self, trainer, pl_module):
-        torch.save(pl_module.state_dict(), tmp_path / f"rank{trainer.global_rank}.pt")
-
-    monkeypatch.setattr("sfda.callbacks.skipped_files.SkippedFiles.on_fit_end", dump)
+def test_two_processes_make_the_same_labels_and_stay_equal(town, value_net_model, sfda, tmp_path, states_of_ranks):
+    """After the warm-up boundary too. BN statistics are left alone: they would depend on who shares a batch."""
     arguments = [*tiny_arguments("cal_sfda", town, value_net_model), "--trainer.max_epochs", "3"]
     arguments += ["--model.init_args.bn_alpha", "0", "--model.init_args.lr", "0.05", "--data.init_args.batch_size", "2"]
     assert sfda("fit", *arguments, *TWO, "--out", tmp_path / "two") == 0
-    ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
-    assert all(torch.equal(value, ranks[1][key]) for key, value in ranks[0].items())
+    first, second = states_of_ranks()
+    assert all(torch.equal(value, second[key]) for key, value in first.items())
     assert sfda("fit", *arguments, "--out", tmp_path / "one") == 0
     one, two = manifest(tmp_path / "one")["report"], manifest(tmp_path / "two")["report"]
     np.testing.assert_allclose(one["thresholds"], two["thresholds"], atol=1e-3)  # one bin

@@ -1,11 +1,7 @@
 """A run killed in any epoch goes on to the same weights, bit for bit."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,28 +12,21 @@ pytestmark = pytest.mark.slow
 EPOCHS = 3
 
 
-def run(cwd: Path, *arguments: object) -> int:
-    tests = Path(__file__).resolve().parents[1]
-    environment = {**os.environ, "PYTHONPATH": str(tests), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "sfda.cli", *map(str, arguments)]
-    return subprocess.run(command, env=environment, cwd=cwd, timeout=300, capture_output=True).returncode
-
-
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_killed_run_resumes_to_bit_equal_weights(workers, town, tmp_path):
+def test_a_killed_run_resumes_to_bit_equal_weights(workers, town, command, tmp_path):
     selector = "{class_path: sfda.callbacks.select_by_ece.SelectByECE, init_args: {start_after: 0.0}}"
     arguments = [*tiny_arguments("source_training", town), "--trainer.max_epochs", EPOCHS]
     arguments += ["--data.init_args.num_workers", workers, "--model.init_args.lr", "0.05"]
-    assert run(tmp_path, "fit", *arguments, "--trainer.callbacks", f"[{selector}]", "--out", tmp_path / "whole") == 0
+    assert command("fit", *arguments, "--trainer.callbacks", f"[{selector}]", "--out", tmp_path / "whole").status == 0
     expected = torch.load(tmp_path / "whole/last.ckpt", weights_only=True)
     for epoch in range(EPOCHS):
         folder = tmp_path / f"killed{epoch}"
         marker = tmp_path / f"marker{epoch}"
         killer = f"{{class_path: killer.KillOnce, init_args: {{epoch: {epoch}, marker: {marker}}}}}"
-        status = run(tmp_path, "fit", *arguments, "--trainer.callbacks", f"[{selector}, {killer}]", "--out", folder)
-        assert status == -signal.SIGKILL
+        done = command("fit", *arguments, "--trainer.callbacks", f"[{selector}, {killer}]", "--out", folder)
+        assert done.status == -signal.SIGKILL
         assert not (folder / "result.json").exists()
-        assert run(tmp_path, "fit", "--run", folder) == 0
+        assert command("fit", "--run", folder).status == 0
         resumed = torch.load(folder / "last.ckpt", weights_only=True)
         assert resumed["global_step"] == expected["global_step"]
         for key, value in expected["state_dict"].items():
@@ -51,16 +40,15 @@ def test_a_killed_run_resumes_to_bit_equal_weights(workers, town, tmp_path):
 
 @pytest.mark.parametrize("epoch", [0, 2])
 def test_cal_sfda_killed_before_or_behind_its_warm_up_resumes_to_bit_equal_weights(
-    epoch, town, value_net_model, tmp_path
+    epoch, town, value_net_model, command, tmp_path
 ):
     arguments = [*tiny_arguments("cal_sfda", town, value_net_model), "--trainer.max_epochs", EPOCHS]
     arguments += ["--model.init_args.lr", "0.05"]
-    assert run(tmp_path, "fit", *arguments, "--out", tmp_path / "whole") == 0
+    assert command("fit", *arguments, "--out", tmp_path / "whole").status == 0
     killer = f"[{{class_path: killer.KillOnce, init_args: {{epoch: {epoch}, marker: {tmp_path / 'marker'}}}}}]"
-    assert (
-        run(tmp_path, "fit", *arguments, "--trainer.callbacks", killer, "--out", tmp_path / "part") == -signal.SIGKILL
-    )
-    assert run(tmp_path, "fit", "--run", tmp_path / "part") == 0
+    done = command("fit", *arguments, "--trainer.callbacks", killer, "--out", tmp_path / "part")
+    assert done.status == -signal.SIGKILL
+    assert command("fit", "--run", tmp_path / "part").status == 0
     expected, resumed = (
         torch.load(tmp_path / name / "last.ckpt", weights_only=True)["state_dict"] for name in ("whole", "part")
     )

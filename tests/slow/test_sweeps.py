@@ -4,14 +4,12 @@ A folder `experiment/streets` in the working directory stands in for the project
 """
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from commands import run_sfda
 from sfda.arguments import configs_folder
 from sfda.cli import main
 from sfda.sweep.objective import scores_of_run
@@ -25,7 +23,6 @@ FILES = ("ada_bn", "tent")
 @pytest.fixture
 def here(town, source_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[1]))
     folder = tmp_path / "experiment/streets"
     folder.mkdir(parents=True)
     data = {
@@ -45,12 +42,11 @@ def here(town, source_model, tmp_path, monkeypatch):
     return tmp_path
 
 
-def run(*words: str, **variables: str) -> str:
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
-    done = subprocess.run(words, env=environment | variables, capture_output=True, text=True, timeout=900, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+def run(sfda: str, *words: str, **variables: str) -> str:
+    assert sfda == "sfda"
+    done = run_sfda(Path.cwd(), *words, COLUMNS="120", **variables)
+    assert done.status == 0, done.output
+    return done.output
 
 
 @pytest.mark.parametrize("name", FILES)

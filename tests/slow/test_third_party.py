@@ -1,14 +1,13 @@
 """A package of somebody else's: nothing is registered, and every command knows its method and its network."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from commands import run_sfda, run_truly
 
 pytestmark = pytest.mark.slow
 PACKAGE = Path(__file__).parents[1] / "third_party"
@@ -21,16 +20,15 @@ def project(town, tmp_path_factory):
     shutil.copytree(PACKAGE, folder, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "data").mkdir()
     (folder / "data/streets").symlink_to(town)
-    assert "view_consistency" in run(folder, "compare", "compare/mine.yaml", "--out", "runs/mine").stdout
+    done = run_truly(folder, "compare", "compare/mine.yaml", "--out", "runs/mine")
+    assert done.status == 0, done.output
+    assert "view_consistency" in done.output
     return folder
 
 
 def run(folder, *words):
-    environment = {**os.environ, "COLUMNS": "80", "OMP_NUM_THREADS": "1"}
-    environment.pop("PYTHONPATH", None)
-    command = [str(Path(sys.executable).with_name("sfda")), *words]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    done = run_sfda(folder, *words)
+    assert done.status == 0, done.output
     return done
 
 
