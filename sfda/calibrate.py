@@ -5,14 +5,16 @@ What can be asked for without torch is: mistakes are answered at once.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from sfda.arguments import find_fragment
+from sfda.data.config import data_options, model_options
 from sfda.errors import UserError
 
 CALIBRATORS = ("temperature_scaling", "pseudo_cal", "label_calibration")
@@ -49,14 +51,12 @@ def calibration_arguments(run: Path, calibrator: str, out: Path | None, more: Se
     if calibrator not in CALIBRATORS:
         raise UserError(f"--with {calibrator}: one of {', '.join(CALIBRATORS)}")
     config, checkpoint = run / "config.yaml", run / "selected.ckpt"
-    if not config.is_file():
-        raise UserError(f"--run {run}: not a run folder, it has no config.yaml")
+    model = model_options(run)
     if not checkpoint.is_file():
         raise UserError(f"--run {run}: this run has no selected.ckpt; finish it with `sfda fit --run {run}`")
     content: dict[str, Any] = yaml.safe_load(config.read_text(encoding="utf-8"))
-    model = content["model"]["init_args"]
     if calibrator == "label_calibration":
-        _check_for_label_calibration(checkpoint)
+        _check_for_label_calibration(checkpoint, model, config)
     options = {
         **{f"--trainer.{name}": value for name, value in TRAINER.items()},
         "--data.init_args.samples_per_epoch": "null",  # one look at every image, however long the run's epochs were
@@ -66,6 +66,8 @@ def calibration_arguments(run: Path, calibrator: str, out: Path | None, more: Se
         "--experiment": f"{content['experiment']}+{calibrator}",
         "--out": str(out or calibrated_folder(run, calibrator)),
     }
+    if calibrator != "label_calibration":  # which takes the network alone
+        options["--model.init_args.calibrated_model"] = json.dumps(model)
     arguments = ["--config", str(config), "--model", str(find_fragment(f"model/{calibrator}.yaml"))]
     return [*arguments, *(word for pair in options.items() for word in pair), *more]
 
@@ -79,7 +81,7 @@ def calibrated_folder(run: Path, calibrator: str) -> Path:
     return run.with_name(f"{run.name}+{calibrator}")
 
 
-def _check_for_label_calibration(path: Path) -> None:
+def _check_for_label_calibration(path: Path, model: Mapping[str, Any], config: Path) -> None:
     """Refuse a method whose network alone predicts something else: that is all that label calibration takes of it.
 
     Nor would the row know what the run has read: it is a source model that label calibration starts from.
@@ -87,10 +89,12 @@ def _check_for_label_calibration(path: Path) -> None:
     import torch
 
     from sfda.checkpoints import read_checkpoint
+    from sfda.data.label_spaces import CITYSCAPES19, load_class_set
     from sfda.methods.base import Method
     from sfda.methods.post_hoc import rebuild_method
 
-    method = rebuild_method(read_checkpoint(str(path))).eval()
+    classes = load_class_set(data_options(str(config)).get("classes") or CITYSCAPES19.name)
+    method = rebuild_method(read_checkpoint(str(path)), {**model, "num_classes": len(classes)}, str(path)).eval()
     if "target_images" in method.reads and len(method.reads) > 1:
         raise UserError(
             f"label_calibration would call what comes of {type(method).__name__} ({path}) source-free and label-free, "

@@ -31,7 +31,7 @@ from sfda.callbacks.progress_lines import ProgressLines
 from sfda.callbacks.run_folder import RunFolder, last_checkpoint
 from sfda.callbacks.skipped_files import SkippedFiles
 from sfda.callbacks.wandb_run import WandbRun, settle_wandb_loggers
-from sfda.checkpoints import read_checkpoint
+from sfda.checkpoints import read_checkpoint, refuse_another_network, stored_options
 from sfda.data.datamodule import DomainAdaptationDataModule
 from sfda.data.label_spaces import load_class_set
 from sfda.errors import UserError
@@ -118,7 +118,7 @@ class CommandLine(LightningCLI):
         config = self.config[self.config.subcommand]
         if config.get("ckpt_path") is None:
             return
-        stored = read_checkpoint(config.ckpt_path).get("hyper_parameters", {})
+        stored = stored_options(read_checkpoint(config.ckpt_path), config.ckpt_path)
         configured = config.model.class_path
         if (class_path := stored.get("_class_path", configured)) != configured:
             raise UserError(
@@ -126,12 +126,7 @@ class CommandLine(LightningCLI):
                 "its weights give it as --model.init_args.source_checkpoint; --ckpt_path resumes or scores the same "
                 "method"
             )
-        for option in ("network", "num_classes"):
-            if option in stored and stored[option] != config.model.init_args.get(option):
-                raise UserError(
-                    f"--ckpt_path {config.ckpt_path} has {option} {stored[option]}, this run "
-                    f"{config.model.init_args.get(option)}: make them the same"
-                )
+        refuse_another_network(stored, config.model.init_args, f"--ckpt_path {config.ckpt_path}")
 
     def before_instantiate_classes(self) -> None:
         """Settle the run folder before hours are spent."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ import yaml
 from rich.console import Console
 from rich.text import Text
 
-from sfda.checkpoints import import_method, read_checkpoint
-from sfda.data.config import data_options
+from sfda.checkpoints import build_method, read_checkpoint
+from sfda.data.config import data_options, model_options
 from sfda.data.errors import UnreadableFile
 from sfda.data.images import read_image
 from sfda.data.label_spaces import CITYSCAPES19, CITYSCAPES_IDS, IGNORE, ClassSet, Lookup, index_map, load_class_set
@@ -70,7 +70,7 @@ def predict(run: Path, images: Path, out: Path, checkpoint: Path | None = None, 
     kind = "trainIds" if values is None else "labelIds"
     jobs = _jobs(images, out, label_ids)
     path = checkpoint or run / "selected.ckpt"
-    method = load_method(path, classes)
+    method = load_method(path, {**model_options(run), "num_classes": len(classes)})
     _claim(out, path, classes, options.get("size"), kind, jobs)
     size = tuple(options["size"]) if options.get("size") else None
     todo = [job for job in jobs if not job.output(kind).exists()]
@@ -92,23 +92,17 @@ def predict(run: Path, images: Path, out: Path, checkpoint: Path | None = None, 
     return 1 if faults else 0
 
 
-def load_method(path: Path, classes: ClassSet) -> Method:
+def load_method(path: Path, said: Mapping[str, Any]) -> Method:
     """The method of a checkpoint, ready to predict, on the GPU if there is one.
 
+    Args:
+        path: The checkpoint.
+        said: Its class and options by the run's config, see `sfda.checkpoints.build_method`.
+
     Raises:
-        UserError: the checkpoint cannot be read, its class cannot be imported, or it predicts other classes.
+        UserError: the checkpoint cannot be read, or is not one that was said.
     """
-    stored = read_checkpoint(str(path)).get("hyper_parameters", {})
-    method_class = import_method(stored.get("_class_path"), str(path))
-    if stored.get("num_classes") != len(classes):
-        raise UserError(
-            f"{path} predicts {stored.get('num_classes')} classes, the run's `classes` {classes.name!r} has "
-            f"{len(classes)}: give the run folder that this checkpoint belongs to"
-        )
-    try:
-        method = method_class.load_from_checkpoint(path, map_location="cpu", weights_only=True)
-    except RuntimeError as error:
-        raise UserError(f"{path} does not fit {method_class.__name__}: {error}") from error
+    method = build_method(read_checkpoint(str(path)), said, str(path))
     return method.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 

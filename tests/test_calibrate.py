@@ -10,7 +10,8 @@ import yaml
 
 from sfda.arguments import configs_folder
 from sfda.calibrate import CALIBRATORS, calibrated_folder, calibration_arguments
-from sfda.checkpoints import read_checkpoint
+from sfda.checkpoints import build_method, read_checkpoint
+from sfda.data.config import model_options
 from sfda.errors import UserError
 from sfda.methods.post_hoc import rebuild_method
 from sfda.methods.pseudo_cal import PseudoCal
@@ -61,6 +62,7 @@ def test_arguments_are_those_of_a_fit(tmp_path):
     assert given["--data.init_args.samples_per_epoch"] == given["--trainer.limit_train_batches"] == "null"
     assert given["--trainer.max_time"] == given["--trainer.val_check_interval"] == "null"
     assert (given["--trainer.max_steps"], given["--trainer.overfit_batches"]) == ("-1", "0.0")
+    assert json.loads(given["--model.init_args.calibrated_model"]) == {"class": "any.Tent", **options}
     assert words[-2:] == ["--data.init_args.batch_size", "2"]
 
 
@@ -68,6 +70,9 @@ def test_mistakes_are_sentences(tmp_path):
     with pytest.raises(UserError, match=r"no config\.yaml"):
         calibration_arguments(tmp_path, "pseudo_cal", None)
     (tmp_path / "config.yaml").write_text("{}")
+    with pytest.raises(UserError, match=r"config\.yaml: names no `model` with class_path and init_args"):
+        calibration_arguments(tmp_path, "pseudo_cal", None)
+    (tmp_path / "config.yaml").write_text("model: {class_path: any.Tent, init_args: {network: mine.build}}")
     with pytest.raises(UserError, match="sfda fit --run"):
         calibration_arguments(tmp_path, "pseudo_cal", None)
     with pytest.raises(UserError, match="temperature_scaling, pseudo_cal, label_calibration"):
@@ -91,7 +96,8 @@ def run_of(town, source_model, sfda, tmp_path):
 
 
 def load(folder):
-    return rebuild_method(read_checkpoint(str(folder / "selected.ckpt"))).eval()
+    said = {**model_options(folder), "num_classes": 19}
+    return build_method(read_checkpoint(str(folder / "selected.ckpt")), said, str(folder)).eval()
 
 
 def row(folder):
@@ -246,7 +252,7 @@ def test_any_method_is_rebuilt_and_predicts_as_before(model, tmp_path):
     method = getattr(importlib.import_module(module), name)(**options)
     stored = {"state_dict": method.state_dict(), "hyper_parameters": {**options, "_class_path": config["class_path"]}}
     if model in CALIBRATORS[:2]:  # a calibrated checkpoint holds what it is a calibration of
-        method._wrap(stored_source())
+        method._wrap(stored_source(), "source")
         method.temperature.fill_(2.0)
         stored["state_dict"] = method.state_dict()
         method.on_save_checkpoint(stored)
@@ -278,8 +284,8 @@ def checkpoint(**options):
         ({}, "does not say of which method it is"),
         ({"_class_path": "nowhere.Method"}, "No module named 'nowhere'"),
         ({"_class_path": "sfda.methods.tent.Tenth"}, "Tenth"),
-        ({"_class_path": "os.system"}, r"no sfda\.methods\.base\.Method"),
-        ({"_class_path": "sfda.networks.frozen.Frozen"}, r"no sfda\.methods\.base\.Method"),
+        ({"_class_path": "sfda.methods.tent.Tensor"}, r"no sfda\.methods\.base\.Method"),
+        ({"_class_path": "sfda.methods.source_only.SourceOnly", "network": "mine.build"}, "trained with network mine"),
         ({"_class_path": "sfda.methods.source_only.SourceOnly", "gamma": 1}, "gamma"),
         ({"_class_path": "sfda.methods.source_only.SourceOnly"}, "Missing key"),
         ({"_class_path": "sfda.methods.ada_bn.AdaBN", "online": True}, "adapts while it is scored"),
@@ -287,4 +293,4 @@ def checkpoint(**options):
 )
 def test_a_checkpoint_that_cannot_be_rebuilt_is_a_sentence(options, message):
     with pytest.raises(UserError, match=message):
-        rebuild_method(checkpoint(**options))
+        rebuild_method(checkpoint(**options), {"class": "nowhere.Method", "network": NETWORK, "num_classes": 3}, "it")

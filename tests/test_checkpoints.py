@@ -37,3 +37,11 @@ def test_a_missing_predecessor_names_its_command():
         read_checkpoint("runs/streets/value_net_training/seed3/selected.ckpt")
     with pytest.raises(UserError, match=r"elsewhere\.ckpt does not exist: train it first"):
         read_checkpoint("elsewhere.ckpt")
+
+
+def test_a_run_folder_is_no_checkpoint_but_holds_one(tmp_path):
+    with pytest.raises(UserError, match=r"is a folder: give the file of a checkpoint; it holds no selected\.ckpt"):
+        read_checkpoint(str(tmp_path))
+    (tmp_path / "selected.ckpt").touch()
+    with pytest.raises(UserError, match=f"checkpoint {tmp_path} is a folder: give {tmp_path}/selected.ckpt"):
+        read_checkpoint(str(tmp_path))

@@ -201,8 +201,10 @@ def test_what_is_refused(predict, photos, source_model, tmp_path):
         ((), {"out": photos}, "another one than that of the images"),
         ((), {"run": tmp_path / "empty"}, "it has no config.yaml"),
         (("--checkpoint", tmp_path / "none.ckpt"), {}, "none.ckpt does not exist"),
-        (("--checkpoint", tmp_path / "gone.ckpt"), {}, "gone.Method, which cannot be imported (No module named"),
-        (("--checkpoint", tmp_path / "list.ckpt"), {}, "which is no sfda.methods.base.Method"),
+        (("--checkpoint", tmp_path / "gone.ckpt"), {}, "gone.Method, which is none of sfda.methods"),
+        (("--checkpoint", tmp_path / "list.ckpt"), {}, "a file of weights names no code: give as --run"),
+        (("--checkpoint", source_model.parent), {}, f"{source_model.parent} is a folder: give {source_model}"),
+        (("--checkpoint", tmp_path / "empty"), {}, "is a folder: give the file of a checkpoint"),
     ):
         status, text = predict(*arguments, **places)
         assert status == 2, message
@@ -219,7 +221,7 @@ def test_a_checkpoint_of_other_classes_is_refused(predict, source_model, tmp_pat
     shutil.copytree(source_model.parent, run)
     text = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(text.replace("classes: cityscapes19", "classes: synthia16"))
-    assert "predicts 19 classes, the run's `classes` 'synthia16' has 16" in predict(run=run)[1]
+    assert "trained with num_classes 19, this run has 16" in predict(run=run)[1]
 
 
 # ---------------------------------------------------------------- Cityscapes label ids

@@ -1,4 +1,4 @@
-"""What a YAML file says about the data, read without torch and without making a DataModule."""
+"""What a YAML file says about the data, and a run's about its model, read without torch or a DataModule."""
 
 from __future__ import annotations
 
@@ -36,6 +36,22 @@ def data_options(name: str) -> dict[str, Any]:
             "an experiment's base.yaml, or the config.yaml of a run"
         )
     return options
+
+
+def model_options(run: Path) -> dict[str, Any]:
+    """What the ``config.yaml`` of a run folder says of its model: the class path under ``class``, then its options.
+
+    Raises:
+        UserError: no run folder, or it names no model.
+    """
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"--run {run}: not a run folder, it has no config.yaml")
+    model: Any = _read(path).get("model")
+    options = model.get("init_args") if isinstance(model, dict) else None
+    if not isinstance(options, dict) or not isinstance(model.get("class_path"), str):
+        raise UserError(f"{path}: names no `model` with class_path and init_args; give a run folder that `sfda` wrote")
+    return {"class": model["class_path"], **options}
 
 
 def domains_of(options: Mapping[str, Any]) -> dict[str, Domain]:

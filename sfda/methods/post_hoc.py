@@ -6,13 +6,14 @@ import json
 import math
 import sys
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfda.checkpoints import import_method, read_checkpoint
+from sfda.checkpoints import build_method, read_checkpoint, stored_options
 from sfda.data.label_spaces import IGNORE
 from sfda.data.sampling import run_seed
 from sfda.errors import UserError
@@ -49,6 +50,9 @@ class PostHocCalibration(GatheredMethod):
     other method that starts from one.
 
     Args:
+        calibrated_model: What the other method is: its class path under ``class``, and its options, as the ``model`` of
+            its run's ``config.yaml`` names them; `sfda calibrate` fills it in. None: one of the project's own methods,
+            with the options that its checkpoint holds.
         **base: Options of `Method`.
 
     Raises:
@@ -57,8 +61,9 @@ class PostHocCalibration(GatheredMethod):
 
     temperature: Tensor
 
-    def __init__(self, **base: Any) -> None:
+    def __init__(self, calibrated_model: dict[str, Any] | None = None, **base: Any) -> None:
         super().__init__(**base)
+        self.calibrated_model = calibrated_model
         self.calibrated: Method | None = None
         self.register_buffer("temperature", torch.ones(()))
         self._sample = UniformSample(SAMPLE, (run_seed(),))
@@ -68,21 +73,26 @@ class PostHocCalibration(GatheredMethod):
     def initialise_from_source(self) -> None:
         """Rebuild the method of `source_checkpoint`."""
         super().initialise_from_source()  # refuses what does not fit
-        self._wrap(read_checkpoint(str(self.source_checkpoint)))
+        self._wrap(read_checkpoint(str(self.source_checkpoint)), f"source_checkpoint {self.source_checkpoint}")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Rebuild the method before the weights are loaded."""
         super().on_load_checkpoint(checkpoint)
         prefix = "calibrated."
         state = {key[len(prefix) :]: value for key, value in checkpoint["state_dict"].items() if key.startswith(prefix)}
-        self._wrap({**checkpoint["calibrated"], "state_dict": state})
+        name = f"the method that this checkpoint of {type(self).__name__} calibrates"
+        origin = checkpoint.get("calibrated")
+        if not isinstance(origin, dict):
+            raise UserError(f"{name} is not in it: give the selected.ckpt that its fit wrote")
+        self._wrap({**origin, "state_dict": state}, name)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """What it takes to rebuild the method."""
         checkpoint["calibrated"] = self._origin
 
-    def _wrap(self, checkpoint: dict[str, Any]) -> None:
-        self.calibrated = rebuild_method(checkpoint)
+    def _wrap(self, checkpoint: dict[str, Any], name: str) -> None:
+        said = {"network": self.hparams["network"], **(self.calibrated_model or {})}
+        self.calibrated = rebuild_method(checkpoint, {**said, "num_classes": self.hparams["num_classes"]}, name)
         self.network = self.calibrated.network
         self._origin = {key: value for key, value in checkpoint.items() if key not in _OF_TRAINING}
         if "target_images" in self.calibrated.reads or isinstance(self.calibrated, PostHocCalibration):
@@ -153,30 +163,19 @@ class PostHocCalibration(GatheredMethod):
         sys.stdout.write("T = {temperature:.4f}, NLL {nll_before:.4f} → {nll_after:.4f} nats\n".format(**report))
 
 
-def rebuild_method(checkpoint: dict[str, Any]) -> Method:
-    """The method of a checkpoint, as `read_checkpoint` gives it, with its weights.
+def rebuild_method(checkpoint: dict[str, Any], said: Mapping[str, Any], name: str) -> Method:
+    """The method of a checkpoint, to be calibrated; see `sfda.checkpoints.build_method`.
 
     Raises:
         UserError: the method cannot be built, or its predictions change while it is scored.
     """
-    options = checkpoint.get("hyper_parameters", {})
-    class_path = options.get("_class_path")
-    if options.get("online"):
+    stored = stored_options(checkpoint, name)
+    if any(options.get("online") is True for options in (stored, said)):
         raise UserError(
-            f"{class_path} with online: true adapts while it is scored, so there is nothing fixed to calibrate: "
-            "calibrate the model that it starts from"
+            f"{stored.get('_class_path')} with online: true adapts while it is scored, so there is nothing fixed to "
+            "calibrate: calibrate the model that it starts from"
         )
-    method_class = import_method(class_path, "source_checkpoint")
-    try:
-        method = method_class(**{option: value for option, value in options.items() if not option.startswith("_")})
-        method.on_load_checkpoint(checkpoint)
-        method.load_state_dict(checkpoint["state_dict"])
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise UserError(
-            f"source_checkpoint is one of {class_path}, which cannot be built from it: {error}. What `sfda fit` or "
-            "`sfda validate` has written can be calibrated"
-        ) from error
-    return method
+    return build_method(checkpoint, said, name)
 
 
 # ---------------------------------------------------------------------- temperature

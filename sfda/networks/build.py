@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -18,7 +19,7 @@ from sfda.networks.segmenter import Segmenter
 _FORMS = """\
   deeplab_v2_resnet101, deeplab_v2_resnet50 or deeplab_v2_resnet18; with @16 behind it: half the resolution and cost
   smp:<architecture>/<encoder> of segmentation-models-pytorch, e.g. smp:DeepLabV3Plus/mobilenet_v2
-  your_package.module.factory, any importable factory(num_classes) -> nn.Module"""
+  your_package.module.factory, any importable function or nn.Module class: factory(num_classes) -> nn.Module"""
 
 
 def build_network(network: str, num_classes: int, pretrained: Literal["none", "imagenet"] = "none") -> Segmenter:
@@ -145,15 +146,25 @@ def _from_factory(network: str, num_classes: int, imagenet: bool) -> Segmenter:
 def _import_factory(network: str) -> Callable[[int], object]:
     module_name, _, name = network.rpartition(".")
     try:
-        factory: Callable[[int], object] | None = getattr(importlib.import_module(module_name), name, None)
+        factory: Any = getattr(importlib.import_module(module_name), name, None)
     except ImportError as error:
         raise UserError(
             f"network {network!r}: importing {module_name} failed ({error}); "
             "install it, or put its folder on PYTHONPATH"
         ) from error
-    if not callable(factory):
-        raise UserError(f"network {network!r}: {module_name} has no function or class {name!r}")
-    return factory
+    if not _may_give_a_module(factory):
+        raise UserError(
+            f"network {network!r}: {module_name} has no Python function or torch.nn.Module class {name!r}, and nothing "
+            "else is called"
+        )
+    return factory  # type: ignore[no-any-return]
+
+
+def _may_give_a_module(factory: Any) -> bool:
+    """Whether it is safe to find out by a call: nothing built in, such as `os.system`, makes a network."""
+    if inspect.isclass(factory):
+        return issubclass(factory, nn.Module)
+    return inspect.isfunction(inspect.unwrap(factory)) or inspect.ismethod(factory)
 
 
 @contextmanager

@@ -181,8 +181,8 @@ def test_a_factory_may_give_a_segmenter(factories):
 @pytest.mark.parametrize(
     ("attribute", "message"),
     [
-        ("nothing", "no function or class 'nothing'"),
-        ("number", "no function or class 'number'"),
+        ("nothing", "no Python function or torch.nn.Module class 'nothing'"),
+        ("number", "no Python function or torch.nn.Module class 'number'"),
         ("no_module", "gave a str, not a torch.nn.Module"),
         ("no_convolution", "no Conv2d"),
     ],
@@ -190,6 +190,12 @@ def test_a_factory_may_give_a_segmenter(factories):
 def test_factories_that_cannot_be_used(factories, attribute, message):
     with pytest.raises(UserError, match=message):
         build_network(f"{factories}.{attribute}", 6)
+
+
+@pytest.mark.parametrize("network", ["os.system", "builtins.exit", "pathlib.Path", "numpy.zeros"])
+def test_what_can_make_no_network_is_not_called(network):
+    with pytest.raises(UserError, match=r"has no Python function or torch.nn.Module class .*nothing else is called"):
+        build_network(network, 0)
 
 
 def test_a_factory_module_that_fails_to_import(factories):

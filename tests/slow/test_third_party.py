@@ -50,10 +50,13 @@ def test_its_method_stands_in_the_table_and_has_trained(project):
 
 def test_its_run_predicts_and_is_calibrated(project):
     fit = "runs/mine/view_consistency/seed1"
-    run(project, "predict", "--run", fit, "--images", "data/streets/cityscapes/leftImg8bit/val", "--out", "predictions")
+    images = ("--images", "data/streets/cityscapes/leftImg8bit/val")
+    run(project, "predict", "--run", fit, *images, "--out", "predictions")
     assert len(list((project / "predictions").rglob("*_trainIds.png"))) == 6
     run(project, "calibrate", "--run", fit, "--with", "pseudo_cal")
     run(project, "validate", "--run", "runs/mine/view_consistency+pseudo_cal/seed1")
+    run(project, "predict", "--run", "runs/mine/view_consistency+pseudo_cal/seed1", *images, "--out", "calibrated")
+    assert len(list((project / "calibrated").rglob("*_trainIds.png"))) == 6
     row = json.loads((project / "runs/mine/view_consistency+pseudo_cal/seed1/result.json").read_text())
     plain = json.loads((project / fit / "result.json").read_text())
     assert row["target_miou"] == plain["target_miou"]  # one temperature changes no predicted pixel
