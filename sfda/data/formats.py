@@ -77,13 +77,14 @@ def read_header(path: Path, data: bytes) -> Header:
 def _png(data: bytes) -> Header:
     if not b"IHDR".startswith(data[12:16]):
         raise ValueError("damaged, its first chunk is no header")
-    width, height = struct.unpack_from(">II", data, 16)
+    width, height, _, colour_type = struct.unpack_from(">IIBB", data, 16)
+    checked = colour_type in (0, 3)  # grey and palette, as labels are; RGB is left to the decoder, which checks it too
     position, kind, orientation = 8, b"", 1
     while kind != b"IEND":
         length, kind = struct.unpack_from(">I4s", data, position)
         end = position + 8 + length
         (checksum,) = struct.unpack_from(">I", data, end)
-        if kind in _CRITICAL and zlib.crc32(memoryview(data)[position + 4 : end]) != checksum:
+        if checked and kind in _CRITICAL and zlib.crc32(memoryview(data)[position + 4 : end]) != checksum:
             raise ValueError(f"damaged, the checksum of a chunk {kind.decode()} is wrong: copy it again")
         if kind == b"eXIf":
             orientation = _exif_orientation(data[position + 8 : end])
