@@ -41,7 +41,7 @@ class Domain:
         train_labels: Folder of the training labels.
         val_images: Folder of the validation images.
         val_labels: Folder of the validation labels.
-        max_pixels: Pixels that an image or a label may declare, at most 2**30; a pair with more is left out as damaged.
+        max_pixels: Pixels that an image or a label may declare, at most 2**30; a pair with more is named and left out.
     """
 
     layout: Literal["gta5", "synthia", "cityscapes", "folder"]
