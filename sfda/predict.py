@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.text import Text
 
 from sfda.checkpoints import build_method, read_checkpoint
-from sfda.data.config import data_options, model_options
+from sfda.data.config import data_options, domains_of, model_options
 from sfda.data.errors import UnreadableFile
 from sfda.data.images import read_image
 from sfda.data.label_spaces import CITYSCAPES19, CITYSCAPES_IDS, IGNORE, ClassSet, Lookup, index_map, load_class_set
@@ -72,13 +72,14 @@ def predict(run: Path, images: Path, out: Path, checkpoint: Path | None = None, 
     path = checkpoint or run / "selected.ckpt"
     method = load_method(path, {**model_options(run), "num_classes": len(classes)})
     _claim(out, path, classes, options.get("size"), kind, jobs)
+    max_pixels = domains_of(options)["target"].max_pixels
     size = tuple(options["size"]) if options.get("size") else None
     todo = [job for job in jobs if not job.output(kind).exists()]
     console, faults = Console(), 0
     with progress(console, "predicting", len(todo)) as advance:
         for job in todo:
             try:
-                _predict_one(method, job, size, classes, values)
+                _predict_one(method, job, size, classes, values, max_pixels)
             except UnreadableFile as fault:
                 console.print(Text(f"✗ {fault}", style="red"), soft_wrap=True)
                 faults += 1
@@ -190,9 +191,14 @@ def _claim(
 
 @torch.inference_mode()
 def _predict_one(
-    method: Method, job: Job, size: tuple[int, int] | None, classes: ClassSet, label_ids: Lookup | None
+    method: Method,
+    job: Job,
+    size: tuple[int, int] | None,
+    classes: ClassSet,
+    label_ids: Lookup | None,
+    max_pixels: int,
 ) -> None:
-    image = read_image(job.image)
+    image = read_image(job.image, max_pixels)
     resized = np.ascontiguousarray(resize_image(image, size).transpose(2, 0, 1))
     pixels = torch.from_numpy(resized)[None].to(method.device).float() / 255
     probabilities = method.predict_probabilities(pixels, (image.shape[0], image.shape[1]))[0]

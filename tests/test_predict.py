@@ -180,6 +180,18 @@ def test_a_bad_image_is_named_and_left_out(predict, photos, tmp_path):
     assert "1 predicted, 3 there already" in text
 
 
+def test_the_limit_on_pixels_is_that_of_the_target(predict, source_model, tmp_path):
+    config = yaml.safe_load((source_model.parent / "config.yaml").read_text())
+    config["data"]["init_args"]["target"]["max_pixels"] = 32 * 64 - 1
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    status, text = predict("--checkpoint", source_model, run=run)
+    assert status == 1
+    assert "a.png: declares 32x64 pixels (height x width), more than `max_pixels` 2047" in text
+    assert "2 predicted, 0 there already, 1 unreadable" in text
+
+
 def test_predictions_within_the_folder_of_images_are_no_images(predict, photos):
     for expected in ("3 predicted", "0 predicted, 3 there already"):
         status, text = predict(out=photos / "deep/predictions")

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -23,7 +24,7 @@ from rich.text import Text
 from sfda.data.check_tables import merged_faults, print_tables
 from sfda.data.config import data_options, domains_of
 from sfda.data.errors import MissingLabels, UnreadableFile
-from sfda.data.images import read_image
+from sfda.data.images import read_image, read_orientation
 from sfda.data.label_spaces import CITYSCAPES19, ClassSet, Lookup, load_class_set, score_groups
 from sfda.data.layouts import Domain, Pair, Split, label_folder, read_pairs
 from sfda.data.readers import class_set_of_files, labels_in, read_label
@@ -46,6 +47,7 @@ class Findings:
         labelled: Pairs that have a label file.
         bad: Pairs that cannot be used.
         sizes: Images of each (height, width).
+        turned: EXIF orientation and path of each image that has one other than 1.
         pixels: (256,) pixels of each train id.
         images: (256,) label maps in which it occurs.
         faults: A message a fault.
@@ -54,6 +56,7 @@ class Findings:
     labelled: int = 0
     bad: int = 0
     sizes: Counter[tuple[int, ...]] = field(default_factory=Counter)
+    turned: list[tuple[int, Path]] = field(default_factory=list)
     pixels: npt.NDArray[np.int64] = field(default_factory=_no_counts)
     images: npt.NDArray[np.int64] = field(default_factory=_no_counts)
     faults: list[str] = field(default_factory=list)
@@ -63,6 +66,7 @@ class Findings:
         self.labelled += other.labelled
         self.bad += other.bad
         self.sizes += other.sizes
+        self.turned += other.turned
         self.pixels += other.pixels
         self.images += other.images
         self.faults += other.faults
@@ -182,8 +186,10 @@ def check_pairs(pairs: Sequence[Pair], domain: Domain, table: Lookup | None) -> 
     for pair in pairs:
         faults, size = [], None
         try:
-            size = read_image(pair.image).shape[:2]
+            size = read_image(pair.image, domain.max_pixels).shape[:2]
             found.sizes[size] += 1
+            if (orientation := read_orientation(pair.image)) != 1:
+                found.turned.append((orientation, pair.image))
         except UnreadableFile as fault:
             faults.append(str(fault))
         if pair.label is not None and not pair.label.is_file():
@@ -192,7 +198,7 @@ def check_pairs(pairs: Sequence[Pair], domain: Domain, table: Lookup | None) -> 
             found.labelled += 1
             try:
                 if table is not None:
-                    pixels = np.bincount(read_label(pair.label, domain, table, size).ravel(), minlength=256)
+                    pixels = np.bincount(read_label(pair.label, domain, table, pair.image, size).ravel(), minlength=256)
                     found.pixels += pixels
                     found.images += pixels > 0
             except UnreadableFile as fault:

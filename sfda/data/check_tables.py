@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from sfda.data.formats import ORIENTATIONS
 from sfda.data.label_spaces import IGNORE
 
 if TYPE_CHECKING:
@@ -37,9 +39,20 @@ def print_tables(reports: Sequence[SplitReport], console: Console) -> None:
     for report in reports:
         if report.needs_no_labels:
             console.print(f"{report.title}: no labels (fine: adapting needs none; scoring does)")
+        if report.found.turned:
+            console.print(Text(_turned(report.title, report.found.turned), style="yellow"), soft_wrap=True)
         names = [name for name, count in zip(report.classes.names, report.found.images, strict=False) if not count]
         if names and report.found.pixels.any():
             console.print(Text(f"{report.title}: never occurs {', '.join(names)}", style="yellow"), soft_wrap=True)
+
+
+def _turned(title: str, turned: Sequence[tuple[int, Path]]) -> str:
+    kinds = sorted(Counter(orientation for orientation, _ in turned).items())
+    counts = ", ".join(f"{orientation} ({ORIENTATIONS[orientation]}): {count}" for orientation, count in kinds)
+    return (
+        f"{title}: images with an EXIF orientation, {counts}; for example {turned[0][1]}. They are read as viewers "
+        "show them: their labels must be drawn on the turned image, not on the stored pixels"
+    )
 
 
 def _sizes(sizes: Counter[tuple[int, ...]]) -> str:

@@ -71,7 +71,9 @@ def _domain(name: str, given: Any) -> Domain:
         raise UserError(f"`{name}` has unknown options {unknown}; known are {', '.join(known)}")
     if missing := [key for key in ("layout", "root") if given.get(key) is None]:
         raise UserError(f"`{name}` lacks {' and '.join(missing)}")
-    if wrong := [key for key, value in given.items() if not isinstance(value, str | None)]:
+    if not isinstance(given.get("max_pixels", 1), int):
+        raise UserError(f"`{name}` has a `max_pixels` that is no whole number: {given['max_pixels']!r}")
+    if wrong := [key for key, value in given.items() if key != "max_pixels" and not isinstance(value, str | None)]:
         raise UserError(f"`{name}` has options that are no text: {', '.join(wrong)}")
     return Domain(**given)
 

@@ -12,31 +12,49 @@ from pathlib import Path
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from sfda.data.errors import UnreadableFile
+from sfda.data.formats import MAX_PIXELS, PNG_START, Header, read_header
 
 Picture = npt.NDArray[np.uint8]
 LabelValues = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
-_PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
-_JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8\xff", b"\xff\xda", b"\xff\xd9"
+# EXIF orientation → axis of `cv2.flip`, after a transposition from 5 up.
+_FLIPS = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}
 
 
-def read_image(path: Path) -> Picture:
-    """An image as (H, W, 3) uint8 RGB, 0-255.
+def read_image(path: Path, max_pixels: int = MAX_PIXELS) -> Picture:
+    """An image as (H, W, 3) uint8 RGB, 0-255: PNG, JPEG, TIFF, BMP or WebP by content, whatever its name.
 
-    Grey becomes RGB, alpha is dropped, 16 bits become 8. An EXIF orientation is applied: the image is what a viewer or
-    an annotation tool shows.
+    Grey and CMYK become RGB, alpha is dropped, 16 bits become 8; of several pages or frames the first counts. An EXIF
+    orientation is applied: the image is what a viewer or an annotation tool shows.
+
+    Args:
+        path: The file.
+        max_pixels: Pixels that it may declare; it is refused before memory for more is asked for.
 
     Raises:
-        UnreadableFile: missing, empty, cut off, or neither PNG nor JPEG.
+        UnreadableFile: missing, empty, cut off, too large, a TIFF of float values, or of another format.
     """
-    bgr = _decode(path, _read_bytes(path), cv2.IMREAD_COLOR)
+    data = _read(path)
+    header = _limited_header(path, data, max_pixels)
+    bgr = _decode(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    if header.kind != "TIFF":  # libtiff turns in any case; whether OpenCV does differs from version to version
+        bgr = _turned(bgr, header.orientation)
     return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
 
-def read_label_values(path: Path, *, red_channel: bool = False) -> LabelValues:
+def read_orientation(path: Path) -> int:
+    """The EXIF orientation that `read_image` applies, 1 to 8; see `sfda.data.formats.ORIENTATIONS`.
+
+    Raises:
+        UnreadableFile: as `read_image`, as far as the header tells.
+    """
+    return read_header(path, _read(path)).orientation
+
+
+def read_label_values(path: Path, *, red_channel: bool = False, max_pixels: int = MAX_PIXELS) -> LabelValues:
     """The values of a label PNG as they stand in the file: (H, W) uint8 or uint16.
 
     Of a palette PNG it is the index, never the colour behind it.
@@ -44,13 +62,15 @@ def read_label_values(path: Path, *, red_channel: bool = False) -> LabelValues:
     Args:
         path: The PNG.
         red_channel: Whether a PNG of several channels is accepted, its first in RGB order being the label (SYNTHIA).
+        max_pixels: Pixels that it may declare.
 
     Raises:
-        UnreadableFile: missing, empty, cut off, no PNG, of too few bits or too many channels.
+        UnreadableFile: missing, empty, cut off, too large, no PNG, of too few bits or too many channels.
     """
-    data = _read_bytes(path)
-    if not data.startswith(_PNG_START):
+    data = _read(path)
+    if not data.startswith(PNG_START):
         raise UnreadableFile(path, "not a PNG; labels must be PNG files, since JPEG changes values")
+    _limited_header(path, data, max_pixels)
     bit_depth, colour_type = data[24], data[25]  # fixed places in the header chunk, PNG specification 11.2.2
     if colour_type == 3:
         return _palette_indices(path, data)  # OpenCV would replace the indices by their colours
@@ -64,7 +84,7 @@ def read_label_values(path: Path, *, red_channel: bool = False) -> LabelValues:
     return np.ascontiguousarray(values[..., 2])  # OpenCV orders BGR(A)
 
 
-def _read_bytes(path: Path) -> bytes:
+def _read(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
             data = file.read()
@@ -72,20 +92,18 @@ def _read_bytes(path: Path) -> bytes:
         raise UnreadableFile(path, f"cannot be opened ({error.strerror})") from error
     if not data:
         raise UnreadableFile(path, "the file is empty: copy it again")
-    if _is_cut_off(data):
-        raise UnreadableFile(path, "the file is cut off before its end: copy it again")
     return data
 
 
-def _is_cut_off(data: bytes) -> bool:
-    # OpenCV up to 4.10 fills the rest of a JPEG that was cut off with whatever is in memory, without a word.
-    if data.startswith(_JPEG_START):
-        # The end marker cannot occur within a scan, but a thumbnail in the header has one of its own.
-        position = 2
-        while (marker := data[position : position + 2])[:1] == b"\xff" and marker != _JPEG_SCAN:
-            position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-        return data.find(_JPEG_END, position) < 0
-    return data.startswith(_PNG_START) and data.rfind(_PNG_END) < 0
+def _limited_header(path: Path, data: bytes, max_pixels: int) -> Header:
+    header = read_header(path, data)
+    if header.height * header.width > max_pixels:
+        raise UnreadableFile(
+            path,
+            f"declares {header.height}x{header.width} pixels (height x width), more than `max_pixels` {max_pixels}: "
+            "cut it into smaller images, or raise `max_pixels` of its domain",
+        )
+    return header
 
 
 def _decode(path: Path, data: bytes, flags: int) -> npt.NDArray[np.uint8]:
@@ -94,13 +112,19 @@ def _decode(path: Path, data: bytes, flags: int) -> npt.NDArray[np.uint8]:
     except cv2.error:
         decoded = None
     if decoded is None:
-        raise UnreadableFile(path, "cannot be decoded: damaged, or not an image of the kind its name says")
+        raise UnreadableFile(path, "cannot be decoded: damaged, or of a variety that OpenCV does not read")
     return np.asarray(decoded)
+
+
+def _turned(image: npt.NDArray[np.uint8], orientation: int) -> npt.NDArray[np.uint8]:
+    if orientation > 4:
+        image = np.asarray(cv2.transpose(image))
+    return np.asarray(cv2.flip(image, _FLIPS[orientation])) if orientation in _FLIPS else image
 
 
 def _palette_indices(path: Path, data: bytes) -> npt.NDArray[np.uint8]:
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with PngImageFile(io.BytesIO(data)) as image:  # `Image.open` has a limit of its own
             return np.asarray(image)
     except (OSError, SyntaxError, ValueError) as error:
         raise UnreadableFile(path, f"cannot be decoded: damaged ({error})") from error

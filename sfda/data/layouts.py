@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 from sfda.data.errors import BadList, DuplicateName, EmptyFolder, MissingLabels, MissingRoot
+from sfda.data.formats import MAX_PIXELS
 from sfda.errors import UserError
 
 Split = Literal["train", "val"]
@@ -40,6 +41,7 @@ class Domain:
         train_labels: Folder of the training labels.
         val_images: Folder of the validation images.
         val_labels: Folder of the validation labels.
+        max_pixels: Pixels that an image or a label may declare, at most 2**30; a pair with more is named and left out.
     """
 
     layout: Literal["gta5", "synthia", "cityscapes", "folder"]
@@ -51,6 +53,7 @@ class Domain:
     train_labels: str = "train/labels"
     val_images: str = "val/images"
     val_labels: str = "val/labels"
+    max_pixels: int = MAX_PIXELS
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,8 @@ def _check_options(domain: Domain) -> None:
     }
     if domain.layout not in options_of:
         raise UserError(f"layout {domain.layout!r}: known layouts are {', '.join(options_of)}")
+    if not 1 <= domain.max_pixels <= 2**30:  # OpenCV's own limit
+        raise UserError(f"`max_pixels`: from 1 to 2**30 = {2**30}, not {domain.max_pixels}")
     defaults = Domain(domain.layout, domain.root)
     for option in sorted(set().union(*options_of.values()) - set(options_of[domain.layout])):
         if getattr(domain, option) != getattr(defaults, option):

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sfda.data.errors import BadPair, UnreadableFile
-from sfda.data.images import Picture, read_image, read_label_values
+from sfda.data.formats import ORIENTATIONS
+from sfda.data.images import Picture, read_image, read_label_values, read_orientation
 from sfda.data.label_spaces import (
     CITYSCAPES19,
     IGNORE,
@@ -113,18 +114,18 @@ class SegmentationSet:
         """
         pair = self.pairs[index]
         try:
-            image = read_image(pair.image)
+            image = read_image(pair.image, self.domain.max_pixels)
             label = None
             if pair.label is not None:
                 assert self._table is not None
-                label = read_label(pair.label, self.domain, self._table, image.shape[:2])
+                label = read_label(pair.label, self.domain, self._table, pair.image, image.shape[:2])
         except UnreadableFile as error:
             raise BadPair(pair.name, error.path, error.reason) from error
         return Sample(pair.name, image, label)
 
 
 def read_label(
-    path: Path, domain: Domain, table: Lookup, image_size: tuple[int, ...] | None = None
+    path: Path, domain: Domain, table: Lookup, image: Path, image_size: tuple[int, ...] | None
 ) -> npt.NDArray[np.uint8]:
     """One label map: (H, W) uint8, values looked up in the `table` of `labels_in`.
 
@@ -132,16 +133,15 @@ def read_label(
         path: The label file.
         domain: The data set it belongs to.
         table: Value → index in the wanted class set.
+        image: The image that it is the label of.
         image_size: (H, W) of the image, which the label must share; None where it is not known.
 
     Raises:
         UnreadableFile: it cannot be decoded, has another size than its image, or values without a meaning.
     """
-    values = read_label_values(path, red_channel=domain.layout == "synthia")
+    values = read_label_values(path, red_channel=domain.layout == "synthia", max_pixels=domain.max_pixels)
     if image_size is not None and values.shape != image_size:
-        raise UnreadableFile(
-            path, f"image {_size(image_size)} and label {_size(values.shape)} (height x width) differ in size"
-        )
+        raise UnreadableFile(path, _size_fault(image, image_size, values.shape))
     label = table[values]
     if (label == FAULT).any():
         raise UnreadableFile(path, _value_fault(domain, np.unique(values[label == FAULT])))
@@ -153,6 +153,17 @@ def _value_fault(domain: Domain, values: npt.NDArray[np.integer]) -> str:
     if domain.layout == "folder":
         return f"values without a class: {shown}; add them to `ids` or `ignore` of {domain.classes}"
     return f"values that `{domain.layout}` does not have: {shown}; is this its label file, unconverted?"
+
+
+def _size_fault(image: Path, image_size: tuple[int, ...], label_size: tuple[int, ...]) -> str:
+    fault = f"image {_size(image_size)} and label {_size(label_size)} (height x width) differ in size"
+    if label_size != image_size[::-1] or (orientation := read_orientation(image)) <= 4:
+        return fault
+    return (
+        f"{fault}: the image has EXIF orientation {orientation} (viewers show it {ORIENTATIONS[orientation]}), its "
+        "label seems to be drawn on the stored pixels: save the label turned likewise, or remove the orientation from "
+        f"the image (exiftool -Orientation= {image})"
+    )
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -11,14 +12,18 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from rich.console import Console
 
-from sfda.data.check import Findings, check_pairs
-from sfda.data.label_spaces import CITYSCAPES19
+from sfda.data.check import Findings, SplitReport, check_pairs
+from sfda.data.check_tables import print_tables
+from sfda.data.label_spaces import CITYSCAPES19, load_class_set
 from sfda.data.layouts import read_pairs
 from sfda.data.readers import Domain, labels_in
 from tiny_files import (
     CITYSCAPES_LABEL_IDS,
     SIZE,
+    chunk,
+    png,
     save,
     write_cityscapes,
     write_folder,
@@ -108,6 +113,31 @@ def test_mixed_sizes_and_the_classes_of_a_folder(check, tmp_path, rng):
     assert status == 0, "a folder's classes meet those of cityscapes19 by name"
 
 
+def test_images_with_an_orientation_get_a_remark(tmp_path, rng):
+    write_folder(tmp_path, 4, rng)
+    for number, orientation in ((0, 3), (1, 6), (2, 1), (3, 3)):
+        path = next((tmp_path / "train/images").glob(f"train_{number}.*"))
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.fromarray(rng.integers(0, 256, (*SIZE, 3), dtype=np.uint8)).save(path, exif=exif)
+        save(np.zeros(SIZE, np.uint8), tmp_path / f"train/labels/train_{number}.png")
+    domain = Domain("folder", str(tmp_path), classes=str(tmp_path / "classes.yaml"))
+    reports, text = [SplitReport("target", split, domain) for split in ("train", "val")], io.StringIO()
+    for report in reports:
+        report.pairs = read_pairs(domain, report.split, with_labels=True)
+        for pair in report.pairs:  # as processes would do it
+            report.found.add(check_pairs([pair], domain, labels_in(domain, load_class_set(domain.classes))))
+    print_tables(reports, Console(file=text, width=100))
+    assert (
+        "target train: images with an EXIF orientation, 3 (turned by 180°): 2, 6 (turned by 90° clockwise): 1; for "
+        f"example {tmp_path}/train/images/train_0.png. They are read as viewers show them: their labels must be drawn "
+        "on the turned image, not on the stored pixels\n"
+    ) in text.getvalue()
+    assert "target val: images with" not in text.getvalue()
+    (turned,) = reports[0].found.faults
+    assert "differ in size: the image has EXIF orientation 6" in turned
+
+
 # ---------------------------------------------------------------- what is wrong
 
 
@@ -131,6 +161,8 @@ def break_everything(root: Path, rng: np.random.Generator) -> dict[str, str]:
     (game / "images/00009.png").write_bytes(b"")
     (game / "labels/00009.png").write_bytes(b"")  # both of a pair
     save(np.zeros(SIZE, np.uint8), game / "labels/00010.PNG")
+    (game / "labels/00011.png").write_bytes(png(30000, 30000, 3, b""))
+    (game / "labels/00012.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IEND", b""))
     return {
         "missing labels": f"source train: {mine}/train/labels: no label for any of the 2 images",
         "unreadable, without labels": f"source train: {mine}/train/images/broken.jpg: ",
@@ -147,6 +179,8 @@ def break_everything(root: Path, rng: np.random.Generator) -> dict[str, str]:
         "text label": f"target train: {game}/labels/00005.png: not a PNG",
         "sizes": f"target train: {game}/labels/00006.png: image 24x48 and label 24x47",
         "values": f"target train: {game}/labels/00007.png: values that `gta5` does not have: 77",
+        "pixels": f"target train: {game}/labels/00011.png: declares 30000x30000 pixels (height x width), more than",
+        "20 bytes": f"target train: {game}/labels/00012.png: cannot be decoded: damaged",
         "no label": f"target train: {game}/images/00008.png: an image without a label, expected is",
         "first of a pair": f"target train: {game}/images/00009.png: the file is empty",
         "second of a pair": f"target train: {game}/labels/00009.png: the file is empty",
@@ -165,10 +199,10 @@ def test_every_fault_is_found_in_one_run(check, tmp_path, rng):
         assert sum(message in line for line in lines) == 1, fault
     assert len(lines) == len(expected)
     assert status == 1
-    assert text.splitlines()[-1] == "18 faults; 9 of 14 pairs cannot be used"
+    assert text.splitlines()[-1] == "20 faults; 11 of 14 pairs cannot be used"
     rows = {" ".join(line.split()[:2]): line.split()[2:6] for line in text.splitlines()}
     assert rows["source train"] == ["2", "0", "1", "1"]
-    assert rows["target train"] == ["12", "11", "4", "8"]
+    assert rows["target train"] == ["12", "11", "2", "10"]
 
 
 @pytest.mark.medium
@@ -226,6 +260,10 @@ def test_where_the_data_options_may_stand(town, sfda, tmp_path, capsys):
         ("init_args: {target: {layout: gta5, root: x, rooot: y}}", r"unknown options \['rooot'\]; known are layout"),
         ("init_args: {target: {layout: gta5}}", "`target` lacks root"),
         ("init_args: {target: {layout: gta5, root: 3}}", "no text: root"),
+        (
+            "init_args: {target: {layout: gta5, root: x, max_pixels: many}}",
+            "`max_pixels` that is no whole number: 'many'",
+        ),
         ("init_args: {target: data/x}", "must be a mapping"),
     ],
 )

@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -22,6 +23,7 @@ from sfda.data.errors import (
     MissingRoot,
     UnreadableFile,
 )
+from sfda.data.formats import ORIENTATIONS
 from sfda.data.images import read_label_values
 from sfda.data.label_spaces import CITYSCAPES19, SYNTHIA13, SYNTHIA16, ClassSet, load_class_set
 from sfda.data.layouts import read_pairs
@@ -30,6 +32,7 @@ from sfda.errors import UserError
 from tiny_files import (
     FOLDER_CLASSES,
     SIZE,
+    png,
     png16,
     save,
     write_cityscapes,
@@ -335,6 +338,28 @@ def test_sizes_differ(tmp_path: Path, rng) -> None:
     assert "image 24x48 and label 24x47 (height x width) differ in size" in str(fault(domain, 1))
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_label_drawn_on_the_stored_pixels_of_a_turned_image(orientation: int, tmp_path: Path, rng) -> None:
+    domain = gta5(tmp_path, rng)
+    (tmp_path / "images/00001.png").unlink()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "images/00001.jpg"
+    Image.fromarray(rng.integers(0, 256, (*SIZE, 3), dtype=np.uint8)).save(path, exif=exif)
+    samples = SegmentationSet(domain, "train", True, CITYSCAPES19)
+    if orientation > 4:
+        assert (
+            "00001.png: image 48x24 and label 24x48 (height x width) differ in size: the image has EXIF orientation "
+            f"{orientation} (viewers show it {ORIENTATIONS[orientation]}), its label seems to be drawn on the stored "
+            "pixels: save the label turned likewise, or remove the orientation from the image (exiftool -Orientation= "
+            f"{path})"
+        ) in str(fault(domain))
+        save(np.zeros(SIZE[::-1], np.uint8), tmp_path / "labels/00001.png")
+    assert samples.read(0).image.shape[:2] == samples.read(0).label.shape  # drawn on the turned image
+    save(np.zeros((24, 47), np.uint8), tmp_path / "labels/00001.png")
+    assert str(fault(domain)).endswith("label 24x47 (height x width) differ in size")
+
+
 @pytest.mark.parametrize("where", ["images", "labels"])
 @pytest.mark.parametrize(
     ("damage", "message"),
@@ -344,8 +369,10 @@ def test_sizes_differ(tmp_path: Path, rng) -> None:
         (lambda data: b"", "the file is empty"),
         (lambda data: b"just text\n", "PNG|cannot be decoded"),
         (lambda data: data[:60] + b"\x55" * 40 + data[100:], "damaged"),
+        (lambda data: data[:8] + data[-12:], "damaged"),
+        (lambda data: png(30000, 30000, 3, b""), "declares 30000x30000 pixels"),
     ],
-    ids=["half", "one byte", "empty", "text", "overwritten"],
+    ids=["half", "one byte", "empty", "text", "overwritten", "a PNG of 20 bytes", "30000x30000 pixels"],
 )
 def test_damaged_files(where: str, damage, message: str, tmp_path: Path, rng) -> None:
     domain = gta5(tmp_path, rng)
@@ -354,6 +381,20 @@ def test_damaged_files(where: str, damage, message: str, tmp_path: Path, rng) ->
     error = fault(domain)
     assert error.path == path
     assert any(part in str(error) for part in message.split("|"))
+
+
+def test_the_limit_on_pixels_is_an_option_of_the_domain(tmp_path: Path, rng) -> None:
+    domain = gta5(tmp_path, rng, n=1)
+    samples = SegmentationSet(replace(domain, max_pixels=24 * 48), "train", True, CITYSCAPES19)
+    assert samples.read(0).image.shape == (*SIZE, 3)
+    with pytest.raises(BadPair, match=r"images/00001\.png: declares 24x48 pixels .* than `max_pixels` 1151: cut"):
+        SegmentationSet(replace(domain, max_pixels=24 * 48 - 1), "train", True, CITYSCAPES19).read(0)
+    save(np.zeros((25, 48), np.uint8), tmp_path / "labels/00001.png")
+    with pytest.raises(BadPair, match=r"labels/00001\.png: declares 25x48 pixels"):
+        samples.read(0)
+    for limit in (0, 2**30 + 1):
+        with pytest.raises(UserError, match=f"`max_pixels`: from 1 to .*, not {limit}"):
+            read_pairs(replace(domain, max_pixels=limit), "train", False)
 
 
 @pytest.mark.parametrize("values", [[34], [254], [34, 35, 36, 37, 38, 40]])

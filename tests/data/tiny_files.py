@@ -97,16 +97,23 @@ def png16(channels: np.ndarray) -> bytes:
     """(H, W, 3) as a 16-bit RGB PNG, byte by byte as the PNG specification says; Pillow cannot write one."""
     height, width, _ = channels.shape
     rows = channels.astype(">u2").reshape(height, -1)
-    body = b"".join(b"\0" + row.tobytes() for row in rows)
-    chunks = (
-        (b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)),
-        (b"IDAT", zlib.compress(body)),
-        (b"IEND", b""),
-    )
-    parts = (
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
-    )
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+    return png(height, width, 2, b"".join(b"\0" + row.tobytes() for row in rows), bits=16)
+
+
+def png(height: int, width: int, colour_type: int, rows: bytes, bits: int = 8) -> bytes:
+    """A PNG that declares what it is told to, whatever `rows` (filter byte and pixels of each) hold."""
+    chunks = {
+        b"IHDR": struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0),
+        **({b"PLTE": bytes(range(256)) * 3} if colour_type == 3 else {}),
+        b"IDAT": zlib.compress(rows),
+        b"IEND": b"",
+    }
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(kind, data) for kind, data in chunks.items())
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    """One part of a PNG."""
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def _cityscapes_label(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
