@@ -204,7 +204,7 @@ def keep_lone_values(network: nn.Module) -> None:
         layer.training = layer.training and inputs[0].numel() > inputs[0].shape[1]
 
     for layer in batch_norm_layers(network).values():
-        layer.register_forward_pre_hook(leave_train_mode)
+        layer.register_forward_pre_hook(leave_train_mode, prepend=True)  # before the segmenter refuses the batch
 
 
 def draw_layer_shift(shifts: list[LayerShift], path: Path) -> None:
