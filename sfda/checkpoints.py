@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import pickle
 import re
 import zipfile
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sfda.errors import UserError
 
@@ -22,7 +23,7 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     """A checkpoint, loaded to the CPU with ``weights_only=True``.
 
     Raises:
-        UserError: no such file, or not a checkpoint that can be loaded safely.
+        UserError: no such file, not a checkpoint that can be loaded safely, or one whose weights are no numbers.
     """
     if not Path(path).is_file():
         place = re.fullmatch(r"runs/([^/]+)/([^/]+)/seed(\d+)/\w+\.ckpt", path)
@@ -39,7 +40,20 @@ def read_checkpoint(path: str) -> dict[str, Any]:
             f"{path} is not a checkpoint of an `sfda fit`: it has no state_dict. Weights from elsewhere can be saved "
             "as {'state_dict': {'network.' + key: value, ...}}, with the keys that `build_network` gives the network"
         )
+    _refuse_broken_weights(checkpoint["state_dict"], path)
     return checkpoint
+
+
+def _refuse_broken_weights(state: dict[str, Any], path: str) -> None:
+    """No weight is NaN or +∞ (−∞ stands in the masks of attention), no variance negative."""
+    for name, value in state.items():
+        if not (isinstance(value, Tensor) and value.is_floating_point()):
+            continue
+        if not (value < math.inf).all() or (name.endswith("running_var") and (value < 0).any()):
+            raise UserError(
+                f"{path} cannot be used: {name} holds NaN, infinity or a negative variance. The training that wrote it "
+                "has diverged: check the source checkpoint, or take an earlier one"
+            )
 
 
 def import_method(class_path: object, path: str) -> type[Method]:

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from sfda.data.label_spaces import IGNORE, ClassSet
+from sfda.files import write_figure
 from sfda.methods.base import Method
 from sfda.metrics.reliability import reliability_diagram
 
@@ -64,7 +65,7 @@ class Pictures(Callback):
             return
         assert isinstance(pl_module, Method)
         for domain, bins in pl_module.reliability.items():
-            reliability_diagram(*bins).savefig(self.folder / f"reliability_{domain}.png", dpi=110)
+            write_figure(self.folder / f"reliability_{domain}.png", reliability_diagram(*bins), dpi=110)
         for domain, rows in self._rows.items():
             _draw(rows, pl_module.datamodule.score_classes, self.folder / f"predictions_{domain}.png")
         self._rows = {}
@@ -99,4 +100,4 @@ def _draw(rows: list[tuple[str, list[Array]]], classes: ClassSet, path: Path) ->
         for name, (red, green, blue) in zip(classes.names, classes.colours, strict=True)
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=10, frameon=False)
-    figure.savefig(path, dpi=90)
+    write_figure(path, figure, dpi=90)

@@ -18,6 +18,7 @@ from rich.text import Text
 from sfda.compare.plan import Stage, plan, read_comparison
 from sfda.compare.table import as_table, write_results
 from sfda.errors import UserError
+from sfda.files import write_whole, writing
 from sfda.progress import table_console
 
 TAIL = 12
@@ -90,8 +91,7 @@ def fit(console: Console, run: Fittable, title: str, logger: str | None = None) 
         note = "finished before" if known else "finished by hand: its settings are not checked"
         console.print(f"✓ {title} ({note})", style="dim")
         return
-    run.folder.mkdir(parents=True, exist_ok=True)
-    (run.folder / "settings.sha256").write_text(run.fingerprint() + "\n")
+    write_whole(run.folder / "settings.sha256", f"{run.fingerprint()}\n".encode())
     resumable = (run.folder / "last.ckpt").exists()
     arguments = ["fit", "--run", str(run.folder)] if resumable else ["fit", *run.arguments, *_logger_words(logger)]
     run_sfda(console, arguments, run.folder / "log.txt", title, group=run.out.name)
@@ -108,8 +108,7 @@ def _validate(console: Console, stages: Sequence[Stage], out: Path, logger: str 
     for stage in stages:
         run = stage.fitted or (stage.folder / "result.json").exists()
         if not run:
-            stage.folder.mkdir(parents=True, exist_ok=True)
-            (stage.folder / "settings.sha256").write_text(stage.fingerprint() + "\n")
+            write_whole(stage.folder / "settings.sha256", f"{stage.fingerprint()}\n".encode())
         words = ["--run", str(stage.folder)] if run else [*stage.arguments, *_logger_words(logger)]
         jobs += ["--then", *words]
     title = f"scoring {len(stages)} models"
@@ -137,6 +136,7 @@ def run_sfda(console: Console, arguments: Sequence[str], log: Path, title: str, 
     environment = {"WANDB_RUN_GROUP": group, **os.environ, "PYTHONUNBUFFERED": "1"}
     lines: list[str] = []
     with (
+        writing(log),
         log.open("a", encoding="utf-8") as file,
         console.status(title) as status,
         subprocess.Popen(
