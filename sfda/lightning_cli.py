@@ -44,6 +44,9 @@ from sfda.messages import QUIET, shorten, show_warning, user_error_behind
 from sfda.methods.base import Method
 from sfda.methods.trained import TrainedMethod
 
+WORKER_DIED = r"^DataLoader worker \(pid|shared memory|</torch_"
+"""What torch says of a loader's worker that was killed, or of shared memory that is full."""
+
 LAUNCHED = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """Variables that Lightning's launcher sets."""
 
@@ -72,6 +75,13 @@ def run(subcommand: str, arguments: Sequence[str]) -> None:
         if said == str(error):
             raise
         raise UserError(said.strip()) from error  # what a rank that was forked had to say
+    except RuntimeError as error:
+        if not re.search(WORKER_DIED, str(error)):
+            raise
+        raise UserError(
+            f"a process that reads images has died, probably of too little memory ({error}): lower "
+            "--data.init_args.num_workers (0 starts none), or give more shared memory (`docker run --shm-size 8g`)"
+        ) from error
     except ValueError as error:
         if (reason := user_error_behind(error)) is None:
             raise

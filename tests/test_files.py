@@ -189,3 +189,12 @@ def test_a_town_that_does_not_fit_is_completed_later(tmp_path):
     write_streets(tmp_path, **options)
     assert len(list(tmp_path.rglob("*.png"))) == 2
     assert not list(tmp_path.rglob(".*"))
+
+
+def test_workers_without_shared_memory_are_a_sentence(sfda, monkeypatch, capsys):
+    def die(words: list[str]) -> None:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that ...")
+
+    monkeypatch.setattr("sfda.lightning_cli.CommandLine", die)
+    assert sfda("fit", "streets/ada_bn") == 2
+    assert "lower --data.init_args.num_workers" in capsys.readouterr().err
