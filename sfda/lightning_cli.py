@@ -6,7 +6,6 @@ import importlib
 import logging
 import os
 import pkgutil
-import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -22,7 +21,6 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 from torch.multiprocessing.spawn import ProcessRaisedException
@@ -31,21 +29,18 @@ import sfda.methods
 from sfda.callbacks.collapse_guard import CollapseGuard
 from sfda.callbacks.pictures import Pictures
 from sfda.callbacks.progress_lines import ProgressLines
-from sfda.callbacks.run_folder import RunFolder, WholeCheckpoints, last_checkpoint
+from sfda.callbacks.run_folder import MetricsFile, RunFolder, WholeCheckpoints, last_checkpoint
 from sfda.callbacks.skipped_files import SkippedFiles
 from sfda.callbacks.wandb_run import WandbRun, settle_wandb_loggers
 from sfda.checkpoints import read_checkpoint
 from sfda.data.datamodule import DomainAdaptationDataModule
 from sfda.data.label_spaces import load_class_set
 from sfda.errors import UserError
-from sfda.files import WriteError, cannot_write, write_whole, writing
+from sfda.files import WriteError, cannot_write, write_whole
 from sfda.fragments import complete_fragments
 from sfda.messages import QUIET, shorten, show_warning, user_error_behind
 from sfda.methods.base import Method
 from sfda.methods.trained import TrainedMethod
-
-WORKER_DIED = r"^DataLoader worker \(pid|shared memory|</torch_"
-"""What torch says of a loader's worker that was killed, or of shared memory that is full."""
 
 LAUNCHED = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """Variables that Lightning's launcher sets."""
@@ -70,19 +65,7 @@ def run(subcommand: str, arguments: Sequence[str]) -> None:
         raise UserError(shorten(str(error))) from error
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
-    except ProcessRaisedException as error:
-        *_, said = re.split(r"^sfda\.[\w.]+: ", str(error), flags=re.MULTILINE)
-        if said == str(error):
-            raise
-        raise UserError(said.strip()) from error  # what a rank that was forked had to say
-    except RuntimeError as error:
-        if not re.search(WORKER_DIED, str(error)):
-            raise
-        raise UserError(
-            f"a process that reads images has died, probably of too little memory ({error}): lower "
-            "--data.init_args.num_workers (0 starts none), or give more shared memory (`docker run --shm-size 8g`)"
-        ) from error
-    except ValueError as error:
+    except (ValueError, RuntimeError, ProcessRaisedException) as error:
         if (reason := user_error_behind(error)) is None:
             raise
         raise reason from error
@@ -213,7 +196,7 @@ class CommandLine(LightningCLI):
             trainer.strategy.checkpoint_io = WholeCheckpoints()
         return trainer
 
-    def _csv_logger(self) -> CSVLogger:
+    def _csv_logger(self) -> MetricsFile:
         """``metrics.csv``; that of an interrupted run is moved aside, since CSVLogger deletes what it finds."""
         metrics = self.folder / "metrics.csv"
         if metrics.exists() and _is_first_process():
@@ -258,20 +241,6 @@ class CommandLine(LightningCLI):
         for key in ("config", "ckpt_path", "weights_only", "verbose", "out"):
             config.pop(key, None)
         write_whole(path, yaml.safe_dump(config, sort_keys=False).encode())
-
-
-class MetricsFile(CSVLogger):
-    """``metrics.csv`` and ``hparams.yaml``, named where they cannot be written."""
-
-    def log_hyperparams(self, *arguments: Any, **options: Any) -> None:
-        """Write what the method was made with."""
-        with writing(Path(self.log_dir, "hparams.yaml")):
-            super().log_hyperparams(*arguments, **options)
-
-    def save(self) -> None:
-        """Append what was logged."""
-        with writing(Path(self.log_dir, "metrics.csv")):
-            super().save()
 
 
 def _run_name(seed: int) -> str:

@@ -15,13 +15,14 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from sfda import __version__
 from sfda.callbacks.selection import Selector
 from sfda.data.label_spaces import SYNTHIA16, ClassSet
 from sfda.errors import UserError
-from sfda.files import write_json, write_whole
+from sfda.files import write_json, write_whole, writing
 from sfda.methods.base import Method
 from sfda.methods.trained import count_trained
 
@@ -43,6 +44,20 @@ class WholeCheckpoints(TorchCheckpointIO):
         file = io.BytesIO()
         torch.save(checkpoint, file)
         write_whole(Path(path), file.getbuffer())
+
+
+class MetricsFile(CSVLogger):
+    """``metrics.csv`` and ``hparams.yaml``, named where they cannot be written."""
+
+    def log_hyperparams(self, *arguments: Any, **options: Any) -> None:
+        """Write what the method was made with."""
+        with writing(Path(self.log_dir, "hparams.yaml")):
+            super().log_hyperparams(*arguments, **options)
+
+    def save(self) -> None:
+        """Append what was logged."""
+        with writing(Path(self.log_dir, "metrics.csv")):
+            super().save()
 
 
 class RunFolder(Callback):
