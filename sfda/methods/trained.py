@@ -169,8 +169,10 @@ class TrainedMethod(Method):
             )
 
     def on_validation_start(self) -> None:
-        """Every rank scores, and saves, the same BN statistics."""
+        """Every rank scores, and saves, the same BN statistics; what has diverged is not scored."""
         super().on_validation_start()
+        if self.trainer.state.fn == "fit":
+            self.refuse_diverged_weights()
         average_running_statistics(self.network)
 
     def on_train_epoch_end(self) -> None:
