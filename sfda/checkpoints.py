@@ -7,6 +7,7 @@ A file of weights never names code. Its `hyper_parameters` are compared with wha
 from __future__ import annotations
 
 import importlib
+import math
 import pickle
 import pkgutil
 import re
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.cli import instantiate_module
-from torch import nn
+from torch import Tensor, nn
 
 from sfda.errors import UserError
 from sfda.messages import shorten, user_error_behind
@@ -35,7 +36,7 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     """A checkpoint, loaded to the CPU with ``weights_only=True``.
 
     Raises:
-        UserError: no such file, or not a checkpoint that can be loaded safely.
+        UserError: no such file, not a checkpoint that can be loaded safely, or one whose weights are no numbers.
     """
     if Path(path).is_dir():
         selected = Path(path, "selected.ckpt")
@@ -61,7 +62,20 @@ def read_checkpoint(path: str) -> dict[str, Any]:
             "as {'state_dict': {'network.' + key: value, ...}}, with the keys that `build_network` gives the network"
         )
     _refuse_other_than_named(checkpoint["state_dict"], f"state_dict of {path}")
+    _refuse_broken_weights(checkpoint["state_dict"], path)
     return checkpoint
+
+
+def _refuse_broken_weights(state: dict[str, Any], path: str) -> None:
+    """No weight is NaN or +∞ (−∞ stands in the masks of attention), no variance negative."""
+    for name, value in state.items():
+        if not (isinstance(value, Tensor) and value.is_floating_point()):
+            continue
+        if not (value < math.inf).all() or (name.endswith("running_var") and (value < 0).any()):
+            raise UserError(
+                f"{path} cannot be used: {name} holds NaN, infinity or a negative variance. The training that wrote it "
+                "has diverged: check the source checkpoint, or take an earlier one"
+            )
 
 
 def stored_options(checkpoint: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from sfda import __version__
 from sfda.errors import UserError
+from sfda.files import WriteError, cannot_write
 
 HELP = """\
 usage: sfda COMMAND ...
@@ -71,11 +72,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError(f"unknown command {given[0]!r}: one of {', '.join(commands)} (see `sfda --help`)")
         return commands[given[0]](given[1:])
     except UserError as error:
-        sys.stderr.write(f"sfda: {_without_traceback(str(error))}\n")
-        return 2
+        return _fail(error)
+    except OSError as error:
+        return _fail(cannot_write(error))
     except KeyboardInterrupt:
         sys.stderr.write("sfda: interrupted\n")
         return 130
+
+
+def _fail(error: UserError) -> int:
+    """Say what a user can mend; gives the exit status."""
+    text = _without_traceback(str(error))
+    if isinstance(error, WriteError):
+        text += ". What is written stays; the same command goes on from there"
+    sys.stderr.write(f"sfda: {text}\n")
+    return 2
 
 
 def _without_traceback(text: str) -> str:

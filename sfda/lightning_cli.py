@@ -21,20 +21,22 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 import sfda.methods
 from sfda.callbacks.collapse_guard import CollapseGuard
 from sfda.callbacks.pictures import Pictures
 from sfda.callbacks.progress_lines import ProgressLines
-from sfda.callbacks.run_folder import RunFolder, last_checkpoint
+from sfda.callbacks.run_folder import MetricsFile, RunFolder, WholeCheckpoints, last_checkpoint
 from sfda.callbacks.skipped_files import SkippedFiles
 from sfda.callbacks.wandb_run import WandbRun, settle_wandb_loggers
 from sfda.checkpoints import read_checkpoint, refuse_another_network, stored_options
 from sfda.data.datamodule import DomainAdaptationDataModule
 from sfda.data.label_spaces import load_class_set
 from sfda.errors import UserError
+from sfda.files import WriteError, cannot_write, write_whole
 from sfda.fragments import complete_fragments
 from sfda.messages import QUIET, shorten, show_warning, user_error_behind
 from sfda.methods.base import Method
@@ -63,7 +65,7 @@ def run(subcommand: str, arguments: Sequence[str]) -> None:
         raise UserError(shorten(str(error))) from error
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
-    except ValueError as error:
+    except (ValueError, RuntimeError, ProcessRaisedException) as error:
         if (reason := user_error_behind(error)) is None:
             raise
         raise reason from error
@@ -184,15 +186,18 @@ class CommandLine(LightningCLI):
         if (loggers := config.get("logger")) is not False:
             given = [] if loggers in (None, True) else loggers if isinstance(loggers, list) else [loggers]
             kwargs["logger"] = [self._csv_logger(), *given] if self.subcommand == "fit" else given
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = WholeCheckpoints()
+        return trainer
 
-    def _csv_logger(self) -> CSVLogger:
+    def _csv_logger(self) -> MetricsFile:
         """``metrics.csv``; that of an interrupted run is moved aside, since CSVLogger deletes what it finds."""
         metrics = self.folder / "metrics.csv"
         if metrics.exists() and _is_first_process():
             earlier = len(list(self.folder.glob("metrics.*.csv")))
             metrics.rename(self.folder / f"metrics.{earlier}.csv")
-        return CSVLogger(str(self.folder), name="", version="")
+        return MetricsFile(str(self.folder), name="", version="")
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
@@ -206,9 +211,21 @@ class CommandLine(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         if subcommand == "fit" and not self.model.has_fit:
             raise UserError(f"{type(self.model).__name__} has nothing to fit: score it with `sfda validate`")
-        if _is_first_process():
-            self._write_config(goes_on=subcommand == "fit" and self.config[subcommand].get("ckpt_path") is not None)
-        super()._run_subcommand(subcommand)
+        try:
+            if _is_first_process():
+                self._write_config(goes_on=subcommand == "fit" and self.config[subcommand].get("ckpt_path") is not None)
+            super()._run_subcommand(subcommand)
+        except (WriteError, OSError) as error:
+            if isinstance(error, OSError):
+                error = cannot_write(error, None if error.filename else self.folder)
+            raise UserError(f"{error}. What is written stays: {self._how_to_go_on()}") from error
+
+    def _how_to_go_on(self) -> str:
+        if (self.folder / "result.json").exists():
+            return f"score the run with `sfda validate --run {self.folder}`"
+        if self.subcommand == "fit" and (self.folder / "last.ckpt").exists():
+            return f"`sfda fit --run {self.folder}` goes on from the last whole epoch"
+        return "give the same command again"
 
     def _write_config(self, *, goes_on: bool) -> None:
         """What ``--run`` reads: the whole configuration, less what belongs to one call."""
@@ -218,8 +235,7 @@ class CommandLine(LightningCLI):
         config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.subcommand]
         for key in ("config", "ckpt_path", "weights_only", "verbose", "out"):
             config.pop(key, None)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump(config, sort_keys=False))
+        write_whole(path, yaml.safe_dump(config, sort_keys=False).encode())
 
 
 def _run_name(seed: int) -> str:

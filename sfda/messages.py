@@ -9,6 +9,7 @@ import sys
 from typing import TextIO
 
 from jsonargparse import ArgumentParser
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 from sfda.errors import UserError
 
@@ -26,12 +27,32 @@ QUIET = (
 """Parts of warnings that are not shown."""
 
 
-def user_error_behind(error: BaseException) -> UserError | None:
-    """The `UserError` of a class that jsonargparse was instantiating: it reports its own error instead."""
+WORKER_DIED = r"^DataLoader worker \(pid|shared memory|</torch_"
+"""What torch says of a loader's worker that was killed, or of shared memory that is full."""
+
+
+def user_error_behind(error: Exception) -> UserError | None:
+    """What a user can mend behind an error of the libraries; None where it is a fault of the program.
+
+    A `UserError` of a class that jsonargparse was instantiating, or of a rank that was forked: both are reported as
+    errors of the libraries' own. And the death of a process that reads images.
+    """
+    if isinstance(error, ProcessRaisedException):
+        said = re.split(r"^sfda\.[\w.]+: ", str(error), flags=re.MULTILINE)[1:]
+        return UserError(said[-1].strip()) if said else None
+    if isinstance(error, RuntimeError):
+        return _worker_died(error) if re.search(WORKER_DIED, str(error)) else None
     seen: BaseException | None = error
     while seen is not None and not isinstance(seen, UserError):
         seen = seen.__cause__ or seen.__context__
     return seen
+
+
+def _worker_died(error: RuntimeError) -> UserError:
+    return UserError(
+        f"a process that reads images has died, probably of too little memory ({error}): lower "
+        "--data.init_args.num_workers (0 starts none), or give more shared memory (`docker run --shm-size 8g`)"
+    )
 
 
 def shorten(message: str) -> str:

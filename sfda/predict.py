@@ -25,7 +25,9 @@ from sfda.data.label_spaces import CITYSCAPES19, CITYSCAPES_IDS, IGNORE, ClassSe
 from sfda.data.transforms import resize_image
 from sfda.drawing import colour
 from sfda.errors import UserError
+from sfda.files import write_json, write_whole
 from sfda.methods.base import Method
+from sfda.networks.finite import refuse_nan
 from sfda.progress import progress
 
 Array = npt.NDArray[np.uint8]
@@ -185,8 +187,8 @@ def _claim(
     if taken := [job.output(kind) for job in jobs if job.output(kind).exists()]:
         raise UserError(f"--out {out}: {taken[0]} is there, and no predict.json says of what: choose another --out")
     named = {"names": list(classes.names), "colours": [list(colour) for colour in classes.colours]}
-    _write(out / "classes.yaml", yaml.safe_dump(named, sort_keys=False, default_flow_style=None).encode())
-    _write(path, (json.dumps(wanted, indent=1) + "\n").encode())
+    write_whole(out / "classes.yaml", yaml.safe_dump(named, sort_keys=False, default_flow_style=None).encode())
+    write_json(path, wanted)
 
 
 @torch.inference_mode()
@@ -201,8 +203,9 @@ def _predict_one(
     image = read_image(job.image, max_pixels)
     resized = np.ascontiguousarray(resize_image(image, size).transpose(2, 0, 1))
     pixels = torch.from_numpy(resized)[None].to(method.device).float() / 255
-    probabilities = method.predict_probabilities(pixels, (image.shape[0], image.shape[1]))[0]
-    confidence, prediction = (part.cpu().numpy() for part in probabilities.max(dim=0))
+    probabilities = method.predict_probabilities(pixels, (image.shape[0], image.shape[1]))
+    refuse_nan(probabilities, [str(job.image)], "check the checkpoint of the run")
+    confidence, prediction = (part.cpu().numpy() for part in probabilities[0].max(dim=0))
     train_ids = prediction.astype(np.uint8)
     if label_ids is not None:
         _write_png(job.output("labelIds"), label_ids[train_ids])
@@ -214,12 +217,4 @@ def _predict_one(
 
 
 def _write_png(path: Path, pixels: Any) -> None:
-    _write(path, cv2.imencode(".png", pixels)[1].tobytes())
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+    write_whole(path, cv2.imencode(".png", pixels)[1].tobytes())

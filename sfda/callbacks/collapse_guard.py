@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import warnings
 from typing import Any
@@ -18,10 +17,12 @@ from torchmetrics import MeanMetric
 
 from sfda.checkpoints import load_source_network
 from sfda.data.datasets import EvaluationSet, collate, to_device_format
+from sfda.files import write_json
 from sfda.methods.base import Method
 from sfda.methods.trained import TrainedMethod
 from sfda.metrics.functional import top_label
 from sfda.metrics.label_free import LabelFreeMetrics
+from sfda.networks.finite import refuse_nan
 from sfda.networks.segmenter import eval_mode
 
 IMAGES = 32
@@ -78,6 +79,7 @@ class CollapseGuard(Callback):
                     continue
                 batch = to_device_format(move_data_to_device(batch, method.device))
                 probabilities = method.score_probabilities(method.predict_probabilities(batch["image"]))
+                refuse_nan(probabilities, batch["name"], method.advice_against_nan)
                 scores.update(probabilities)
                 self.source |= dict(zip(batch["name"], _some_classes(probabilities).cpu(), strict=True))
         if self.source:
@@ -131,7 +133,7 @@ class CollapseGuard(Callback):
             advice = "its learning rate may be too high, or new BatchNorm statistics do this alone (compare ada_bn)"
             warnings.warn(f"{type(pl_module).__name__}: {text} {epoch}; {advice}", stacklevel=1)
         report = {"images": len(self.source), "source": self.start, "epochs": self.epochs}
-        (pl_module.run_folder / "collapse_guard.json").write_text(json.dumps(report, indent=2) + "\n")
+        write_json(pl_module.run_folder / "collapse_guard.json", report)
 
     def _reasons(self, values: dict[str, float]) -> dict[str, str]:
         """What there is to warn of."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from sfda.data.label_spaces import IGNORE, ClassSet
 from sfda.drawing import Array, class_legend, colour
+from sfda.files import write_figure, write_whole
 from sfda.methods.base import Method
 from sfda.metrics.reliability import reliability_diagram
 
@@ -61,7 +63,7 @@ class Pictures(Callback):
             return
         assert isinstance(pl_module, Method)
         for domain, bins in pl_module.reliability.items():
-            reliability_diagram(*bins).savefig(self.folder / f"reliability_{domain}.png", dpi=110)
+            write_figure(self.folder / f"reliability_{domain}.png", reliability_diagram(*bins), dpi=110)
         for domain, rows in self._rows.items():
             _draw(rows, pl_module.datamodule.score_classes, self.folder / f"predictions_{domain}.png")
         if "target" in self._rows:
@@ -93,7 +95,7 @@ def _draw(rows: list[tuple[str, list[Array]]], classes: ClassSet, path: Path) ->
     for axis, title in zip(axes[0], (*PANELS[:3], "confidence (white = 1)"), strict=True):
         axis.set_title(title)
     class_legend(figure, classes)
-    figure.savefig(path, dpi=90)
+    write_figure(path, figure, dpi=90)
 
 
 def _keep(rows: list[tuple[str, list[Array]]], path: Path) -> None:
@@ -104,4 +106,6 @@ def _keep(rows: list[tuple[str, list[Array]]], path: Path) -> None:
         for number, (_, kinds) in enumerate(rows)
         for kind, panel in zip(PANELS, kinds, strict=True)
     }
-    np.savez_compressed(path, **panels)  # type: ignore[arg-type]
+    content = io.BytesIO()
+    np.savez_compressed(content, **panels)  # type: ignore[arg-type]
+    write_whole(path, content.getbuffer())

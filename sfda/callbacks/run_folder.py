@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import resource
-import shutil
 import subprocess
 import sys
 import time
@@ -15,11 +15,14 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from sfda import __version__
 from sfda.callbacks.selection import Selector
 from sfda.data.label_spaces import SYNTHIA16, ClassSet
 from sfda.errors import UserError
+from sfda.files import write_json, write_whole, writing
 from sfda.methods.base import Method
 from sfda.methods.trained import count_trained
 
@@ -31,6 +34,30 @@ Results = dict[str, dict[str, float]]
 def last_checkpoint(folder: Path) -> ModelCheckpoint:
     """Keeps ``last.ckpt``, written at every epoch's end, where a run can be resumed."""
     return ModelCheckpoint(dirpath=folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes checkpoints whole or not at all: where the disk is full, the one before stays as it was."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """As torch.save does; its size is known before it is written."""
+        file = io.BytesIO()
+        torch.save(checkpoint, file)
+        write_whole(Path(path), file.getbuffer())
+
+
+class MetricsFile(CSVLogger):
+    """``metrics.csv`` and ``hparams.yaml``, named where they cannot be written."""
+
+    def log_hyperparams(self, *arguments: Any, **options: Any) -> None:
+        """Write what the method was made with."""
+        with writing(Path(self.log_dir, "hparams.yaml")):
+            super().log_hyperparams(*arguments, **options)
+
+    def save(self) -> None:
+        """Append what was logged."""
+        with writing(Path(self.log_dir, "metrics.csv")):
+            super().save()
 
 
 class RunFolder(Callback):
@@ -98,7 +125,7 @@ class RunFolder(Callback):
                 "adapt_seconds": round(seconds, 2),
                 "peak_memory_mb": peak_memory_mb(),
             }
-            _write_json(self.row_path, self._row(pl_module, facts, {}))
+            write_json(self.row_path, self._row(pl_module, facts, {}))
             why = "the last one, no selector is at work" if selected_by == "last" else f"selected by {selected_by}"
             _say(f"{self.folder / 'selected.ckpt'}: step {step}, {why}")
 
@@ -117,7 +144,7 @@ class RunFolder(Callback):
             _link(Path(trainer.ckpt_path), selected)
             fit = Path(trainer.ckpt_path).parent / self.row_path.name
         stored = json.loads(fit.read_text()) if fit.exists() else {}
-        _write_json(self.row_path, self._row(pl_module, {}, pl_module.results) | _facts_of_fit(stored))
+        write_json(self.row_path, self._row(pl_module, {}, pl_module.results) | _facts_of_fit(stored))
         for domain, scores in pl_module.results.items():
             shown = [
                 f"{text} {factor * scores[name]:.{digits}f}{unit}"
@@ -207,15 +234,9 @@ def _say(text: str) -> None:
 def _link(existing: Path, path: Path) -> None:
     """Make `path` another name of a file; a copy where the file system knows no links."""
     temporary = path.with_suffix(".tmp")
-    temporary.unlink(missing_ok=True)
     try:
+        temporary.unlink(missing_ok=True)
         os.link(existing, temporary)
+        temporary.replace(path)
     except OSError:
-        shutil.copyfile(existing, temporary)
-    temporary.replace(path)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.replace(path)
+        write_whole(path, existing.read_bytes())

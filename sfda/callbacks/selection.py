@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from pathlib import Path
@@ -14,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from sfda.data.datamodule import DomainName
 from sfda.data.label_spaces import ClassSet
 from sfda.errors import UserError
+from sfda.files import write_json
 from sfda.methods.base import Method
 from sfda.metrics.segmentation import SegmentationMetrics
 
@@ -126,7 +126,7 @@ class Selector(ModelCheckpoint):
             "selected": self.selected,
             "candidates": self.candidates,
         }
-        path.write_text(json.dumps(report, indent=2) + "\n")
+        write_json(path, report)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed fit must know of the candidates before."""

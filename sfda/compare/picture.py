@@ -9,6 +9,7 @@ import numpy as np
 
 from sfda.data.label_spaces import load_class_set
 from sfda.drawing import Array, class_legend
+from sfda.files import write_figure
 
 MOST = 5
 """Experiments that are drawn at most, the first ones of the compare file."""
@@ -67,4 +68,4 @@ def _draw(columns: list[tuple[str, list[Array]]], rows: Sequence[Mapping[str, ob
     for axis in axes.flat:
         axis.set_axis_off()
     class_legend(figure, load_class_set(str(rows[0]["class_set"])))
-    figure.savefig(out / NAME, dpi=100)
+    write_figure(out / NAME, figure, dpi=100)

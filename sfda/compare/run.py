@@ -21,6 +21,7 @@ from sfda.compare.picture import draw_side_by_side
 from sfda.compare.plan import Stage, plan, read_comparison
 from sfda.compare.table import Row, as_sentence, as_table, write_results
 from sfda.errors import UserError
+from sfda.files import write_whole, writing
 from sfda.processes import started
 from sfda.progress import table_console
 
@@ -110,8 +111,7 @@ def fit(console: Console, run: Fittable, title: str, logger: str | None = None) 
         note = "finished before" if known else "finished by hand: its settings are not checked"
         console.print(f"✓ {title} ({note})", style="dim")
         return
-    run.folder.mkdir(parents=True, exist_ok=True)
-    (run.folder / "settings.sha256").write_text(run.fingerprint() + "\n")
+    write_whole(run.folder / "settings.sha256", f"{run.fingerprint()}\n".encode())
     resumable = (run.folder / "last.ckpt").exists()
     arguments = ["fit", "--run", str(run.folder)] if resumable else ["fit", *run.arguments, *_logger_words(logger)]
     run_sfda(console, arguments, run.folder / "log.txt", title, group=run.out.name)
@@ -127,8 +127,7 @@ def _score(console: Console, stage: Stage, title: str, logger: str | None) -> No
         if stage.fitted or (stage.folder / "result.json").exists():
             words = ["--run", str(stage.folder)]
         else:
-            stage.folder.mkdir(parents=True, exist_ok=True)
-            (stage.folder / "settings.sha256").write_text(stage.fingerprint() + "\n")
+            write_whole(stage.folder / "settings.sha256", f"{stage.fingerprint()}\n".encode())
             words = [*stage.arguments, *_logger_words(logger)]
         log = stage.folder / "validate.log"
         run_sfda(console, ["validate", *words], log, f"{title}, scoring", group=stage.out.name)
@@ -153,6 +152,7 @@ def run_sfda(console: Console, words: Sequence[str], log: Path, title: str, *, g
     begun = time.monotonic()
     lines: deque[str] = deque(maxlen=TAIL)
     with (
+        writing(log),
         log.open("a", encoding="utf-8") as file,
         _shown(console, title) as show,
         started(words, WANDB_RUN_GROUP=os.environ.get("WANDB_RUN_GROUP", group)) as command,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
-import json
+import io
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich import box
 from rich.table import Table
+
+from sfda.files import write_json, write_whole
 
 Row = Mapping[str, object]
 
@@ -75,8 +77,9 @@ def _cell(values: Sequence[object], factor: float, digits: int) -> str:
 
 def write_results(rows: Sequence[Row], out: Path) -> None:
     """``results.json`` and ``results.csv``: flat rows, one an experiment and seed; null where there is none."""
-    (out / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
-    with (out / "results.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_json(out / "results.json", rows)
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(out / "results.csv", file.getvalue().encode())

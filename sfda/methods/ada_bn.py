@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from sfda.errors import UserError
+from sfda.files import write_figure, write_json
 from sfda.methods.gathered import GatheredMethod
 from sfda.methods.online import OnlineMethod
 from sfda.metrics.functional import top_label
@@ -190,7 +190,7 @@ class AdaBN(OnlineMethod, GatheredMethod):
         )
         layers = [{**shift._asdict(), "changed": shift.layer in changed} for shift in shifts]
         report = {"alpha": alpha, "scores": scores, "layers": layers}
-        (self.run_folder / "ada_bn.json").write_text(json.dumps(report, indent=2) + "\n")
+        write_json(self.run_folder / "ada_bn.json", report)
         draw_layer_shift(shifts, self.run_folder / "ada_bn_layers.png")
 
 
@@ -204,7 +204,7 @@ def keep_lone_values(network: nn.Module) -> None:
         layer.training = layer.training and inputs[0].numel() > inputs[0].shape[1]
 
     for layer in batch_norm_layers(network).values():
-        layer.register_forward_pre_hook(leave_train_mode)
+        layer.register_forward_pre_hook(leave_train_mode, prepend=True)  # before the segmenter refuses the batch
 
 
 def draw_layer_shift(shifts: list[LayerShift], path: Path) -> None:
@@ -221,4 +221,4 @@ def draw_layer_shift(shifts: list[LayerShift], path: Path) -> None:
     lower.set_ylabel("variance ratio\ntarget / source")
     lower.set_xlabel("BatchNorm layer, from the image to the logits")
     figure.suptitle("Where the domain gap sits")
-    figure.savefig(path, dpi=110)
+    write_figure(path, figure, dpi=110)

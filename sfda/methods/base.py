@@ -24,6 +24,7 @@ from sfda.errors import UserError
 from sfda.metrics.functional import group_probabilities
 from sfda.metrics.segmentation import SegmentationMetrics
 from sfda.networks.build import build_network
+from sfda.networks.finite import refuse_nan
 
 if TYPE_CHECKING:
     from sfda.data.datamodule import DomainAdaptationDataModule
@@ -204,6 +205,15 @@ class Method(L.LightningModule, ABC):
 
     # ------------------------------------------------------------------ validation: final, one for all methods
 
+    @property
+    def advice_against_nan(self) -> str:
+        """What to do where the network predicts no numbers."""
+        if self.trainer.state.fn == "fit" and self.trainer.global_step > 0:
+            return f"lower --model.init_args.lr (it has taken {self.trainer.global_step} steps)"
+        if (path := self.trainer.ckpt_path or self.source_checkpoint) is not None:
+            return f"check the source checkpoint {path}"
+        return f"check the network {self.hparams['network']}"
+
     def score_probabilities(self, probabilities: Tensor) -> Tensor:
         """Probabilities over the scored classes: (B, C, H, W) → (B, C_scored, H, W)."""
         groups = self.datamodule.score_groups
@@ -212,7 +222,11 @@ class Method(L.LightningModule, ABC):
         return group_probabilities(probabilities, torch.from_numpy(groups).long(), len(self.datamodule.score_classes))
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor | None:
-        """Score a batch; the probabilities go to whoever draws them. None for a batch of bad pairs alone."""
+        """Score a batch; the probabilities go to whoever draws them. None for a batch of bad pairs alone.
+
+        Raises:
+            UserError: a probability is NaN, which would count as the first class.
+        """
         if not batch["name"]:
             return None
         domain, metrics = list(self.domain_metrics.items())[dataloader_idx]
@@ -220,6 +234,7 @@ class Method(L.LightningModule, ABC):
         label = batch.get("label")
         size = None if label is None else (label.shape[-2], label.shape[-1])
         probabilities = self.score_probabilities(self.predict_probabilities(batch["image"], size))
+        refuse_nan(probabilities, batch["name"], self.advice_against_nan)
         metrics.update(probabilities, label)
         if domain == "target" and self.trainer.state.fn == "validate":
             self.adapt_online(batch["image"])

@@ -9,6 +9,7 @@ import torch
 
 from sfda.data.datasets import has_images
 from sfda.methods.base import Method
+from sfda.networks.finite import refusing_nan
 
 if TYPE_CHECKING:
     from sfda.data.datasets import Batch
@@ -45,14 +46,25 @@ class GatheredMethod(Method):
         """Change the network from what was gathered; called once, after the last batch and before validation."""
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Gather; after the last batch, finish."""
+        """Gather; after the last batch, finish.
+
+        Raises:
+            UserError: the network gives NaN for an image.
+        """
         self.network.eval()
         with torch.no_grad():
             if has_images(batch):
-                self.gather(batch)
+                names = [name for part in batch.values() for name in part["name"]]
+                with refusing_nan(self.network, names, self.advice_against_nan):
+                    self.gather(batch)
             if self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
                 self.finish()
                 self._finished = True
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """No checkpoint is written before the end, so a resumed run has nothing left to gather."""
+        super().on_load_checkpoint(checkpoint)
+        self._finished = True
 
     @property
     def fit_is_complete(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from sfda.data.sampling import run_seed
 from sfda.errors import UserError
+from sfda.files import write_figure, write_json
 from sfda.methods.gathered import GatheredMethod
 from sfda.methods.online import OnlineMethod
 from sfda.networks.label_calibration_head import (
@@ -183,7 +183,7 @@ class LabelCalibration(OnlineMethod, GatheredMethod):
             "pixels": {name: round(count) for name, count in zip(names, self._sums[:, -1].tolist(), strict=True)},
             "seconds": {part: round(seconds, 4) for part, seconds in self._seconds.items()},
         }
-        (self.run_folder / "label_calibration.json").write_text(json.dumps(report, indent=2) + "\n")
+        write_json(self.run_folder / "label_calibration.json", report)
         draw_prototypes(prototypes, names, self.run_folder / "label_calibration_prototypes.png")
 
 
@@ -199,4 +199,4 @@ def draw_prototypes(prototypes: Tensor, names: Sequence[str], path: Path) -> Non
     axis.set_xlabel("mean probability of")
     axis.set_ylabel("predicted class")
     figure.colorbar(picture, shrink=0.8)
-    figure.savefig(path, dpi=110)
+    write_figure(path, figure, dpi=110)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import warnings
@@ -17,6 +16,7 @@ from sfda.checkpoints import build_method, read_checkpoint, stored_options
 from sfda.data.label_spaces import IGNORE
 from sfda.data.sampling import run_seed
 from sfda.errors import UserError
+from sfda.files import write_json
 from sfda.methods.base import Method
 from sfda.methods.gathered import GatheredMethod
 from sfda.metrics.functional import SMALLEST_PROBABILITY, at_least_float32, top_label
@@ -142,8 +142,6 @@ class PostHocCalibration(GatheredMethod):
                 "them are predicted as one and the same class"
             )
         nll_before = mean_nll(scores, labels, 1.0)
-        if not math.isfinite(nll_before):
-            raise UserError(f"the probabilities of {type(self.calibrated).__name__} are NaN: no temperature mends that")
         temperature = fit_temperature(scores, labels)
         self.temperature.fill_(temperature)
         report = {
@@ -159,7 +157,7 @@ class PostHocCalibration(GatheredMethod):
     def _write(self, report: dict[str, Any]) -> None:
         if report["temperature"] in TEMPERATURES:
             warnings.warn(f"the temperature is at an end of its range, {TEMPERATURES}: do not trust it", stacklevel=1)
-        (self.run_folder / "calibration.json").write_text(json.dumps(report, indent=2) + "\n")
+        write_json(self.run_folder / "calibration.json", report)
         sys.stdout.write("T = {temperature:.4f}, NLL {nll_before:.4f} → {nll_after:.4f} nats\n".format(**report))
 
 

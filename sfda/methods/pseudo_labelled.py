@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from abc import abstractmethod
 from dataclasses import asdict
@@ -58,6 +59,7 @@ class PseudoLabelledMethod(TrainedMethod):
         store = PseudoLabelStore(self.run_folder / "pseudo_labels", self._identity())
         store.open()
         if not store.complete:
+            self._try_train_mode()
             if resumed:  # its own weights are loaded later
                 self.initialise_from_source()
                 if weights_hash(self) != self._source_hash:
@@ -69,6 +71,14 @@ class PseudoLabelledMethod(TrainedMethod):
             with eval_mode(self), torch.no_grad():
                 self.make_labels(store)
         self.pseudo_labels = store
+
+    def _try_train_mode(self) -> None:
+        """What BatchNorm layers refuse of a training batch is found before hours of labelling, on a copy."""
+        data = self.datamodule
+        height, width = data.crop or data.size or (128, 128)
+        images = self.network.mean.expand(min(data.batch_size, 2), -1, height, width)
+        with torch.no_grad():
+            copy.deepcopy(self.network).train()(images)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """What the labels were made from."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sfda.errors import UserError
 from sfda.methods.base import Method
 from sfda.networks.batch_norm import BatchStatistics, Statistics
+from sfda.networks.finite import refusing_nan
 
 IMAGES = 256
 """Images that statistics are estimated on, all ranks together; 16 are enough, more make the estimate repeatable."""
@@ -30,7 +31,7 @@ def target_statistics(method: Method, module: nn.Module, forward: Callable[[Tens
         forward: Runs images (B, 3, H, W) through all of `module`.
 
     Raises:
-        UserError: there are too few target images for a batch of two on every process.
+        UserError: there are too few target images for a batch of two on every process, or the network gives NaN.
     """
     images, processes = len(method.datamodule.training_sets["target"]), method.trainer.world_size
     if images < 2 * processes:
@@ -41,5 +42,6 @@ def target_statistics(method: Method, module: nn.Module, forward: Callable[[Tens
     with BatchStatistics(module) as gathered:
         for batch in method.datamodule.plain_batches("target", method.device, batch_size=BATCH, shuffled=IMAGES):
             if len(batch["name"]) > 1:  # unreadable files may leave one image, which has no variance
-                forward(batch["image"])
+                with refusing_nan(method.network, batch["name"], method.advice_against_nan):
+                    forward(batch["image"])
     return gathered.reduce().mean_and_variance()

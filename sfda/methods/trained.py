@@ -126,6 +126,10 @@ class TrainedMethod(Method):
         self.set_modes()
         losses = self.compute_losses(batch)
         total = torch.stack(list(losses.values())).sum()
+        if self.trainer.global_step == 0 and not total.isfinite():  # the one step that may wait for the GPU
+            names = [name for part in batch.values() for name in part["name"]]
+            terms = ", ".join(f"{name} {float(loss):g}" for name, loss in losses.items())
+            raise UserError(f"the first loss is {terms}, for {', '.join(names)}: {self.advice_against_nan}")
         size = len(next(iter(batch.values()))["name"])
         logged = {f"train/{name}": loss.detach() for name, loss in losses.items()}
         self.log_dict(logged, on_step=True, batch_size=size)
@@ -165,8 +169,10 @@ class TrainedMethod(Method):
             )
 
     def on_validation_start(self) -> None:
-        """Every rank scores, and saves, the same BN statistics."""
+        """Every rank scores, and saves, the same BN statistics; what has diverged is not scored."""
         super().on_validation_start()
+        if self.trainer.state.fn == "fit":
+            self.refuse_diverged_weights()
         average_running_statistics(self.network)
 
     def on_train_epoch_end(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from sfda.checkpoints import read_checkpoint
 from sfda.data.label_spaces import IGNORE
 from sfda.errors import UserError
+from sfda.files import write_figure, write_json
 from sfda.losses.calibration import image_ece
 from sfda.methods.trained import TrainedMethod
 from sfda.metrics.ece_estimate import EceEstimateQuality, estimate_scatter
@@ -113,9 +113,9 @@ class ValueNetMethod(TrainedMethod):
             report[domain] = {**{name: _or_none(value) for name, value in scores.items()}, "images": images}
             if quality.with_labels and self.trainer.is_global_zero:
                 path = self.run_folder / f"value_net_{domain}.png"
-                estimate_scatter(estimates, truths, scores).savefig(path, dpi=110)
+                write_figure(path, estimate_scatter(estimates, truths, scores), dpi=110)
         if self.trainer.is_global_zero:
-            (self.run_folder / "value_net.json").write_text(json.dumps(report, indent=2) + "\n")
+            write_json(self.run_folder / "value_net.json", report)
 
 
 class ValueNetTraining(ValueNetMethod):

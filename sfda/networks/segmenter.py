@@ -5,11 +5,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from sfda.errors import UserError
 
@@ -67,6 +69,9 @@ class Segmenter(nn.Module):
         self._head = head
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+        for name, layer in network.named_modules():
+            if isinstance(layer, _BatchNorm):
+                layer.register_forward_pre_hook(partial(_refuse_untrainable, name))
 
     def forward(self, images: Tensor, features: str | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """Logits, and on request the output of a layer with them, in one pass (the one entry, as DDP asks for).
@@ -80,7 +85,8 @@ class Segmenter(nn.Module):
             Logits (B, C, H, W), or (logits, features (B, D, h, w)); the features are those of the padded images.
 
         Raises:
-            UserError: no such layer, or a network whose output does not have `num_classes` channels.
+            UserError: no such layer, a network whose output does not have `num_classes` channels, or a BatchNorm layer
+                that cannot normalise by the statistics of this batch.
         """
         size = images.shape[-2:]
         height, width = padded_size(size, self.multiple)
@@ -171,6 +177,23 @@ class Segmenter(nn.Module):
             close = difflib.get_close_matches(name, layers) or [child for child, _ in backbone.named_children()]
             raise UserError(f"layer {name!r}: the network has no module of this name; close: {', '.join(close)}")
         return layers[name]
+
+
+def _refuse_untrainable(name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """What a BatchNorm layer in train mode cannot do, by the layer's name; torch says it without."""
+    assert isinstance(layer, _BatchNorm)
+    if not layer.training and layer.running_mean is not None:
+        return
+    if layer.eps <= 0:
+        raise UserError(
+            f"BatchNorm layer {name!r} has eps {layer.eps}, so a channel without variance is divided by 0: build "
+            "the network with eps 1e-5, which changes no weight"
+        )
+    if inputs[0].numel() <= inputs[0].shape[1]:
+        raise UserError(
+            f"BatchNorm layer {name!r} gets one value per channel, which has no variance: it follows a global pooling, "
+            "and the batch has one image. Give a larger --data.init_args.batch_size, or a network without such a branch"
+        )
 
 
 def padded_size(size: Sequence[int], multiple: int) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sfda.errors import UserError
 from sfda.metrics.functional import at_least_float32, top_label
+from sfda.networks.finite import refuse_nan
 from sfda.networks.label_calibration_head import sum_over_ranks
 from sfda.pseudo_labels.store import PseudoLabelStore, barrier, rank_and_world_size
 from sfda.pseudo_labels.thresholds import (
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 Batches = Iterable["Batch"]
 Predict = Callable[[Tensor], Tensor]
 PredictScaled = Callable[[Tensor], tuple[Tensor, Tensor | None]]
+ADVICE = "check the source checkpoint"
 
 
 @torch.no_grad()
@@ -184,7 +186,7 @@ def _predict_confidences(predict: PredictScaled, batch: Batch, num_classes: int)
     probabilities, scale = predict(batch["image"])
     confidence, predicted = _top_label(probabilities, batch["name"])
     scaled = confidence if scale is None else confidence * scale.view(-1, 1, 1)
-    _refuse_nan(scaled, batch["name"])
+    refuse_nan(scaled.unsqueeze(1), batch["name"], ADVICE)
     for maps in zip(predicted, scaled, confidence, strict=True):
         yield ImageConfidence.of(*maps, num_classes)
 
@@ -237,13 +239,8 @@ def _label_counts(label: Tensor, num_classes: int) -> Tensor:
 
 def _top_label(probabilities: Tensor, names: Sequence[str]) -> tuple[Tensor, Tensor]:
     confidence, predicted = top_label(at_least_float32(probabilities))
-    _refuse_nan(confidence, names)
+    refuse_nan(confidence.unsqueeze(1), names, ADVICE)
     return confidence, predicted
-
-
-def _refuse_nan(confidence: Any, names: Sequence[str]) -> None:
-    if confidence.isnan().any():
-        raise UserError(f"the network predicts NaN in a batch with {', '.join(names)}: check its source_checkpoint")
 
 
 def _sum_over_ranks(values: Tensor) -> Tensor:

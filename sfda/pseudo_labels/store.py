@@ -22,6 +22,7 @@ from torch import nn
 from sfda.data.errors import UnreadableFile
 from sfda.data.images import read_label_values
 from sfda.errors import UserError
+from sfda.files import write_json, write_whole
 
 Label = npt.NDArray[np.uint8]
 Arrays = dict[str, npt.NDArray[Any]]
@@ -115,7 +116,7 @@ class PseudoLabelStore:
         return stored
 
     def _write_manifest(self, content: Mapping[str, Any]) -> None:
-        _write(self.folder / "manifest.json", (json.dumps(content, indent=2) + "\n").encode())
+        write_json(self.folder / "manifest.json", content)
 
     def _say_what_differs(self, stored: Mapping[str, Any]) -> None:
         keys = [key for key in {**stored, **self.identity} if stored.get(key) != self.identity.get(key)]
@@ -157,7 +158,7 @@ class PseudoLabelStore:
         Raises:
             UserError: it cannot be written.
         """
-        _write(self._label(name), cv2.imencode(".png", label)[1].tobytes())
+        write_whole(self._label(name), cv2.imencode(".png", label)[1].tobytes())
 
     def read(self, name: str) -> Label:
         """The label (H, W) of an image, 255 = unlabelled.
@@ -191,7 +192,7 @@ class PseudoLabelStore:
         """
         file = io.BytesIO()
         np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy 1 and 2 differ in what they let names be
-        _write(self._temporary(name), file.getvalue())
+        write_whole(self._temporary(name), file.getvalue())
 
     def read_temporary(self, name: str) -> Arrays:
         """What `write_temporary` was given.
@@ -232,16 +233,3 @@ def barrier() -> None:
     """Wait for all processes, where there are several."""
     if rank_and_world_size()[1] > 1:
         dist.barrier()
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}): make room there, or choose another --out"
-        ) from error

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from sfda.compare.run import fit
 from sfda.errors import UserError
+from sfda.files import WriteError
 from sfda.processes import started
 from sfda.progress import table_console
 from sfda.sweep.objective import scores_of_run
@@ -61,6 +62,8 @@ def sweep(
 def _try(console: Console, trial: Trial, title: str, logger: str | None) -> None:
     try:
         fit(console, trial, title, logger)
+    except WriteError:
+        raise  # no other trial could be written either
     except UserError as error:
         console.print(Text(str(error), style="red"))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from sfda.files import write_json
 from sfda.sweep.plan import Sweep
 
 Row = Mapping[str, Any]
@@ -67,5 +67,4 @@ def _short(name: str, names: Sequence[str]) -> str:
 
 def write_results(rows: Sequence[Row], out: Path) -> None:
     """``results.json``: all trials in their order."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "results.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    write_json(out / "results.json", rows)

@@ -10,9 +10,10 @@ from rich.console import Console
 
 from sfda.cli import main
 from sfda.compare.plan import make_stage, plan, read_comparison
-from sfda.compare.run import compare, fit
+from sfda.compare.run import compare, fit, run_sfda
 from sfda.compare.table import as_table, write_results
 from sfda.errors import UserError
+from sfda.files import WriteError
 from tiny_runs import NETWORK
 from wandb_files import content
 
@@ -249,3 +250,10 @@ def test_compare_from_nothing_to_a_table(town, tmp_path, monkeypatch, capsys):
     )
     with pytest.raises(UserError, match="other settings"):
         compare(path, Path("runs/out"))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_a_log_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "log.txt").symlink_to("/dev/full")
+    with pytest.raises(WriteError, match=r"log\.txt cannot be written .No space left on device"):
+        run_sfda(Console(file=StringIO()), ["--version"], tmp_path / "log.txt", "a run", group="runs")

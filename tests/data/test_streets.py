@@ -259,7 +259,7 @@ def test_a_complete_town_is_left_alone(town: Path):
     assert manifest == {"preset": "streets-v1", **SIZE, "counts": COUNTS}
     write_streets(town, counts=COUNTS, **SIZE)
     assert _snapshot(town) == before
-    assert not [name for name in before if name.endswith(".part") or "begun" in name]
+    assert not [name for name in before if name.endswith(".tmp") or "begun" in name]
 
 
 @pytest.mark.medium

@@ -163,6 +163,16 @@ def test_a_finished_run_is_refused_by_all_ranks_together(town, source_model, sfd
     assert sfda("fit", *arguments) == 2
 
 
+def test_a_rank_that_meets_nan_ends_both_with_a_sentence(town, source_model, sfda, tmp_path, capsys):
+    checkpoint = torch.load(source_model, weights_only=True)
+    checkpoint["state_dict"]["network.network.classifier.weight"].fill_(3e38)  # finite, but the logits overflow
+    torch.save(checkpoint, tmp_path / "source.ckpt")
+    for command, model in (("validate", "source_only"), ("fit", "source_training")):
+        arguments = [*tiny_arguments(model, town, tmp_path / "source.ckpt"), *TWO, "--out", tmp_path / model]
+        assert sfda(command, *arguments) == 2
+        assert f"check the source checkpoint {tmp_path / 'source.ckpt'}\n" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_torchrun_starts_the_same_run(town, source_model, tmp_path):
     arguments = [*tiny_arguments("source_training", town), "--out", str(tmp_path / "run"), "--trainer.devices", "2"]

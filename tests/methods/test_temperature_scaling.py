@@ -237,17 +237,6 @@ def test_views_act_before_the_temperature(town, confident_model, sfda, tmp_path)
 
 
 @pytest.mark.medium
-def test_probabilities_that_are_nan_get_no_temperature(town, confident_model, sfda, tmp_path, capsys):
-    checkpoint = torch.load(confident_model, weights_only=True)
-    checkpoint["state_dict"]["network.network.classifier.bias"].fill_(torch.nan)
-    torch.save(checkpoint, tmp_path / "nan.ckpt")
-    arguments = tiny_arguments("temperature_scaling", town, tmp_path / "nan.ckpt")
-    assert sfda("fit", *arguments, "--data.init_args.samples_per_epoch", 4, "--out", tmp_path / "run") == 2
-    assert "are NaN: no temperature mends that" in capsys.readouterr().err
-    assert not (tmp_path / "run/calibration.json").exists()
-
-
-@pytest.mark.medium
 def test_training_images_of_the_source_are_not_asked_for(town, confident_model, sfda, tmp_path):
     shutil.copytree(town / "gta5", tmp_path / "gta5")
     names = (tmp_path / "gta5/train.txt").read_text().split()

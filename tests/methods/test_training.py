@@ -1,6 +1,7 @@
-"""What training does beside the losses: schedules, frozen parameters, padding, ImageNet weights."""
+"""What training does beside the losses: schedules, frozen parameters, BatchNorm, ImageNet weights."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from sfda.losses.cross_entropy import cross_entropy
 from sfda.methods.source_training import SourceTraining
 from sfda.methods.target_oracle import TargetOracle
+from sfda.networks.build import build_network
 from tiny_runs import NETWORK, tiny_arguments
 
 
@@ -115,3 +117,27 @@ def test_training_learns(town, sfda, tmp_path):
     assert rows[1]["trained_parameters"] == sum(
         p.numel() for p in SourceTraining(network=NETWORK, num_classes=19).network.parameters()
     )
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("model", ["ada_bn", "tent", "target_oracle", "self_training"])
+@pytest.mark.parametrize(
+    ("network", "batch", "message"),
+    [
+        ("build_with_pooling", 1, "one value per channel.*larger --data.init_args.batch_size"),
+        ("build_with_eps_0", 2, "eps 0, .* build the network with eps 1e-5"),
+    ],
+)
+def test_a_batch_norm_layer_that_cannot_train_is_a_sentence(
+    model, network, batch, message, town, sfda, tmp_path, capsys
+):
+    """One image has one value behind a global pooling; found before labels are made."""
+    name = f"tiny_network.{network}"
+    state = build_network(name, 19).state_dict()
+    torch.save({"state_dict": {f"network.{key}": value for key, value in state.items()}}, tmp_path / "source.ckpt")
+    arguments = [*tiny_arguments(model, town, tmp_path / "source.ckpt"), "--model.init_args.network", name]
+    assert sfda("fit", *arguments, "--data.init_args.batch_size", batch, "--out", tmp_path / "run") == 2
+    assert re.search(rf"^sfda: BatchNorm layer 'pooling\.2' .*{message}", capsys.readouterr().err, re.MULTILINE)
+    assert not list(tmp_path.rglob("pseudo_labels/*/*"))
+    if (model, batch) == ("tent", 1):
+        assert sfda("fit", *arguments, "--data.init_args.batch_size", 2, "--out", tmp_path / "two") == 0

@@ -218,3 +218,25 @@ def test_ddp_averages_the_gradients_of_logits_and_features(on_two_ranks):
     for first, second, expected in zip(*ranks, [p.grad for p in together.parameters()], strict=True):
         assert torch.equal(first, second)
         torch.testing.assert_close(first, expected)
+
+
+class Pooled(Toy):
+    """A branch that pools globally under BatchNorm, as DeepLabV3's ASPP has one."""
+
+    def __init__(self, eps: float) -> None:
+        super().__init__()
+        self.pooling = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(6, eps=eps))
+
+    def forward(self, images):
+        features = self.encoder(images)
+        return self.head(self.decoder(features + self.pooling(features)))
+
+
+@pytest.mark.parametrize(
+    ("images", "eps", "message"), [(1, 1e-5, "one value per channel.*batch_size"), (2, 0.0, "eps 0.0.*1e-5")]
+)
+def test_a_batch_norm_layer_that_cannot_train_is_named(images, eps, message):
+    network = Segmenter(Pooled(eps), 4, backbone="encoder", head="head")
+    with pytest.raises(UserError, match=rf"layer 'pooling\.1' .*{message}"):
+        network(torch.rand(images, 3, 16, 16))
+    network.eval()(torch.rand(1, 3, 16, 16))  # to predict with it is another thing

@@ -215,7 +215,7 @@ def test_a_full_disk(store, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(UserError, match=r"a.png cannot be written \(No space left on device\): make room"):
+    with pytest.raises(UserError, match=r"a.png cannot be written \(No space left on device; it needs.*make room"):
         store.write("a", label())
 
 

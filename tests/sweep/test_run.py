@@ -10,6 +10,7 @@ from rich.console import Console
 
 from sfda.cli import main
 from sfda.errors import UserError
+from sfda.files import WriteError
 from sfda.sweep.plan import read_sweep
 from sfda.sweep.run import sweep
 from sfda.sweep.table import as_table, ranked
@@ -104,6 +105,13 @@ def test_a_failed_trial_is_reported_stops_nothing_and_is_tried_again(file, fits,
     fits.broken = ()
     assert sweep(str(file)) == 0
     assert fits == [1, 2, 3, 1]
+
+
+def test_a_folder_that_cannot_be_written_stops_all_trials(file, monkeypatch):
+    monkeypatch.setattr("sfda.sweep.run._check_options", lambda *_: None)
+    out = file / "out"  # below a file
+    with pytest.raises(WriteError, match=f"{out}/trial-1/settings.sha256 cannot be written .Not a directory"):
+        sweep(str(file), out=out)
 
 
 def test_a_finished_trial_never_becomes_another(file, fits):

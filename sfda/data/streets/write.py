@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from sfda.data.label_spaces import CITYSCAPES19, CITYSCAPES_IDS, IGNORE, SYNTHIA
 from sfda.data.streets.shade import WEATHERS
 from sfda.data.streets.town import render, style_of
 from sfda.errors import UserError
+from sfda.files import write_whole
 
 Pixels = npt.NDArray[np.uint8]
 Counts = Mapping[str, Mapping[str, int]]
@@ -38,6 +38,7 @@ DEFAULT_COUNTS: Counts = {
 DRIFT = "drift"  # the target's streets by day, then at dusk, then in fog: a folder of Cityscapes' layout a weather
 CITIES = {"train": ("amberg", "brueckstadt", "cornau", "dornheim"), "val": ("eschfurt", "falkenau")}
 EGO_VEHICLE, VOID = 1, 0
+_write = partial(write_whole, shared=True)  # two commands may find the same town missing
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,6 @@ def write_streets(
         return
     jobs = list(_jobs(root, wanted))
     missing = [job for job in jobs if not (job.image.is_file() and job.label.is_file())]
-    for folder in {path.parent for job in missing for path in (job.image, job.label)}:
-        folder.mkdir(parents=True, exist_ok=True)
     work = partial(_write_scene, preset=preset, height=height, width=width)
     # Fresh processes, not forks: a fork would inherit locks held by threads of the caller's libraries.
     context = get_context("spawn")
@@ -97,7 +96,7 @@ def write_streets(
             if progress is not None:
                 progress(done, len(jobs))
     _write_splits(root, jobs)
-    _replace(root / MANIFEST, _as_json(manifest))
+    _write(root / MANIFEST, _as_json(manifest))
     (root / BEGUN).unlink(missing_ok=True)
 
 
@@ -129,8 +128,7 @@ def _is_complete(root: Path, manifest: dict[str, Any]) -> bool:
         return path.name == MANIFEST
     if taken := [domain for domain in manifest["counts"] if (root / domain).exists()]:
         raise UserError(f"{root / taken[0]}: exists and was not written as a town: choose another --out, or move it")
-    root.mkdir(parents=True, exist_ok=True)
-    _replace(root / BEGUN, _as_json(manifest))
+    _write(root / BEGUN, _as_json(manifest))
     return False
 
 
@@ -165,8 +163,8 @@ def _write_scene(job: _Job, preset: str, height: int, width: int) -> None:
     split = DRIFT if job.domain == DRIFT else job.split  # streets of its own
     image, labels = render(domain, split, job.index, height, width, preset, job.weather)
     encode = {"gta5": _gta5_label, "synthia": _synthia_label, "cityscapes": _cityscapes_label}[domain]
-    _replace(job.label, encode(labels))
-    _replace(job.image, _png(image[..., ::-1]))
+    _write(job.label, encode(labels))
+    _write(job.image, _png(image[..., ::-1]))
 
 
 def _ids(labels: Pixels, train_ids: Mapping[int, int], ignored: int) -> Pixels:
@@ -210,15 +208,8 @@ def _write_splits(root: Path, jobs: Sequence[_Job]) -> None:
     for domain, split in dict.fromkeys((job.domain, job.split) for job in jobs):
         if _style_name(domain) != "cityscapes":
             names = [job.image.name for job in jobs if (job.domain, job.split) == (domain, split)]
-            _replace(root / domain / f"{split}.txt", "".join(f"{name}\n" for name in names).encode())
+            _write(root / domain / f"{split}.txt", "".join(f"{name}\n" for name in names).encode())
 
 
 def _as_json(manifest: Mapping[str, Any]) -> bytes:
     return (json.dumps(manifest, indent=2) + "\n").encode()
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Writes a file so that it is either all there or not at all."""
-    partial_path = path.with_name(f".{path.name}.{os.getpid()}.part")
-    partial_path.write_bytes(content)
-    partial_path.replace(path)

@@ -1,0 +1,127 @@
+"""Writing files: whole or not at all, and what the system refuses as a sentence. Imports no torch."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sfda.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MAKE_ROOM = "make room there, or choose a folder on another disk"
+GET_ACCESS = "check the permissions, or choose another folder"
+OTHER_FOLDER = "choose another folder"
+ADVICE = {
+    errno.ENOSPC: MAKE_ROOM,
+    errno.EDQUOT: MAKE_ROOM,
+    errno.EFBIG: "raise the limit of a file's size (`ulimit -f`), or choose a folder on another disk",
+    errno.EACCES: GET_ACCESS,
+    errno.EPERM: GET_ACCESS,
+    errno.EROFS: OTHER_FOLDER,
+    errno.ENOTDIR: OTHER_FOLDER,
+    errno.EISDIR: OTHER_FOLDER,
+    errno.EEXIST: OTHER_FOLDER,
+    errno.ENAMETOOLONG: OTHER_FOLDER,
+}
+"""What a user can do about what the system refuses."""
+
+
+class WriteError(UserError):
+    """The system refuses to write a file."""
+
+
+def cannot_write(error: OSError, path: Path | None = None, size: int | None = None) -> WriteError:
+    """The sentence about what the system refuses.
+
+    Args:
+        error: What the system says.
+        path: The file or folder that was written; None: what `error` names, which may have been read.
+        size: Size of the file in bytes, where it is known.
+
+    Raises:
+        OSError: `error` itself, where there is nothing that a user can do.
+    """
+    advice = ADVICE.get(error.errno or 0)
+    if advice is None:
+        raise error
+    subject = (
+        f"{error.filename} cannot be used"
+        if path is None and error.filename
+        else f"{path or 'a file'} cannot be written"
+    )
+    room = ""
+    if advice == MAKE_ROOM and path is not None and size is not None:
+        room = f"; it needs {_bytes(size)}, and {_bytes(_free_bytes(path))} are free"
+    return WriteError(f"{subject} ({error.strerror}{room}): {advice}")
+
+
+@contextmanager
+def writing(path: Path, size: int | None = None) -> Iterator[None]:
+    """Name the file that is written inside the block where the system refuses it.
+
+    Raises:
+        WriteError: the disk is full, or the file or its folder may not be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(error, path, size) from error
+
+
+def write_whole(path: Path, data: bytes | memoryview, *, shared: bool = False) -> None:
+    """Write a file whole or not at all; its folder is made where it is missing.
+
+    What a killed process leaves beside it, ``.<name>.tmp``, the next one writes over.
+
+    Args:
+        path: The file; it may be there.
+        data: Its content.
+        shared: Whether other processes may write the same file at the same time.
+
+    Raises:
+        WriteError: as `writing`; what stood at `path` before still stands there.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp" if shared else f".{path.name}.tmp")
+    with writing(path, len(data)):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(data)
+            temporary.replace(path)
+        except BaseException:
+            with suppress(OSError):  # there may be no such file or folder
+                temporary.unlink()
+            raise
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as JSON; see `write_whole`."""
+    write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def write_figure(path: Path, figure: Figure, dpi: int) -> None:
+    """Write a figure of matplotlib as PNG; see `write_whole`."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=dpi)
+    write_whole(path, file.getbuffer())
+
+
+def _free_bytes(path: Path) -> int:
+    folder = next(parent for parent in path.absolute().parents if parent.is_dir())
+    return shutil.disk_usage(folder).free
+
+
+def _bytes(size: float) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
