@@ -18,6 +18,7 @@ from sfda.losses.symmetric_cross_entropy import symmetric_cross_entropy
 from sfda.methods.self_training import SelfTraining
 from sfda.methods.value_net_training import ValueNetMethod, load_value_net
 from sfda.pseudo_labels.thresholds import class_weights, effective_number
+from sfda.ranks import ALL_RANKS
 
 if TYPE_CHECKING:
     from sfda.data.datasets import Batch
@@ -173,10 +174,15 @@ class CalSFDA(ValueNetMethod, SelfTraining):
         rank = complementary_rank(logits.shape[1], self.shared_draws())
         return {
             "sce": symmetric_cross_entropy(
-                logits, target["pseudo_label"], self._class_weights, self.ce_weight, self.rce_weight
+                logits,
+                target["pseudo_label"],
+                self._class_weights,
+                self.ce_weight,
+                self.rce_weight,
+                ranks=ALL_RANKS,
             ),
-            "nl": self.nl_weight * negative_learning(logits, rank, target["valid"]),
-            "entropy": self.eta * normalised_entropy(logits, target["valid"]),
+            "nl": self.nl_weight * negative_learning(logits, rank, target["valid"], ALL_RANKS),
+            "entropy": self.eta * normalised_entropy(logits, target["valid"], ALL_RANKS),
         }
 
 
