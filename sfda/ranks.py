@@ -36,6 +36,15 @@ def largest_over_ranks(values: Tensor) -> Tensor:
     return largest
 
 
+def gather_over_ranks(values: list[str]) -> list[str]:
+    """The values of all processes, one process after the other."""
+    if not _initialised():
+        return values
+    parts: list[list[str]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(parts, values)
+    return [value for part in parts for value in part]
+
+
 class Ranks(NamedTuple):
     """How a loss brings its constants together with those of other processes; these have to call it together."""
 

@@ -47,7 +47,7 @@ class CalSFDA(ValueNetMethod, SelfTraining):
         nl_weight: Weight of negative learning.
         eta: Weight η of the normalised entropy. No published config names it; the default is ours.
         official_order: Re-estimate the BN statistics after labelling, as the official schedule does, not before.
-        **self_training: Options of `SelfTraining`.
+        **self_training: Options of `ValueNetMethod` (`absent` must be that of the value net) and of `SelfTraining`.
 
     Raises:
         UserError: an option is out of its range, or the warm-up has nothing to train.
@@ -90,7 +90,7 @@ class CalSFDA(ValueNetMethod, SelfTraining):
     def initialise_from_source(self) -> None:
         """Both networks, with the target's BN statistics unless these come later."""
         if self.source_checkpoint is not None:
-            load_value_net(self.value_net, self.source_checkpoint)
+            load_value_net(self.value_net, self.source_checkpoint, self.absent)
         super().initialise_from_source()
 
     def statistics_module(self) -> nn.Module:
