@@ -1,9 +1,10 @@
 """What the processes of a run know together.
 
 DDP averages the gradients of the processes, so that a loss is the same on any number of them if its constants
-(divisors, maxima, counts) are those of all of them. The losses on a method's own labels (pseudo-labels, confident
-pixels) are: how many of these a process has is chance. Means over ground truth or over all real pixels of a batch stay
-those of each process, as is usual with DDP: their divisors differ by ignored pixels and padding alone.
+(divisors, maxima, mean predictions) are those of all of them: with `ALL_RANKS` they are. The losses on labels that a
+method makes itself use it, as the number of these in a process's batch is chance. Other means, over ground truth
+or over all real pixels, are each process's own, as is usual with DDP: their divisors differ by ignored pixels and
+padding alone.
 """
 
 from __future__ import annotations

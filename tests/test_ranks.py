@@ -7,6 +7,7 @@ import torch
 from sfda.losses.cross_entropy import cross_entropy
 from sfda.losses.entropy import mean_entropy, mean_probability_entropy, normalised_entropy
 from sfda.losses.negative_learning import negative_learning
+from sfda.losses.prototype_contrast import prototype_symmetric_cross_entropy
 from sfda.losses.symmetric_cross_entropy import symmetric_cross_entropy
 from sfda.methods.cal_sfda import CalSFDA
 from sfda.methods.da_cal_source_free import DACalSourceFree
@@ -37,6 +38,9 @@ LOSSES = {
     "symmetric_cross_entropy": lambda z, y, valid, ranks: symmetric_cross_entropy(z, y, WEIGHTS, 1.0, ranks=ranks),
     "cross_entropy": lambda z, y, valid, ranks: cross_entropy(z, y, ranks),
     "negative_learning": lambda z, y, valid, ranks: negative_learning(z, 2, valid, ranks),
+    "prototype_symmetric_cross_entropy": lambda z, y, valid, ranks: prototype_symmetric_cross_entropy(
+        z, y, z.flip(1), torch.tensor([[True, False, True, False, True]]).expand(len(z), -1), valid, ranks
+    ),
     "mean_entropy": lambda z, y, valid, ranks: mean_entropy(z, valid, ranks),
     "normalised_entropy": lambda z, y, valid, ranks: normalised_entropy(z, valid, ranks),
     "mean_probability_entropy": lambda z, y, valid, ranks: mean_probability_entropy(z, valid, ranks),

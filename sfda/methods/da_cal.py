@@ -18,7 +18,7 @@ from sfda.methods.mean_teacher import Mix, TaughtMethod
 from sfda.metrics.functional import at_least_float32
 from sfda.networks.segmenter import BACKBONE, HEAD_INPUT, Segmenter
 from sfda.networks.temperature_net import TemperatureNet
-from sfda.ranks import mean_over_ranks
+from sfda.ranks import ALL_RANKS, mean_over_ranks
 
 if TYPE_CHECKING:
     from sfda.data.datasets import Batch
@@ -126,7 +126,7 @@ class DACal(TaughtMethod):
             name: value - self.virtual_lr * gradient
             for (name, value), gradient in zip(theta.items(), gradients, strict=True)
         }
-        return cross_entropy(head.at(moved, meta.outer, size), meta.labels)
+        return cross_entropy(head.at(moved, meta.outer, size), meta.labels, ALL_RANKS)
 
     @torch.no_grad()
     def complementary_head_input(self, batch: Batch, mix: Mix) -> Tensor:

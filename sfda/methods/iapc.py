@@ -35,7 +35,7 @@ from sfda.networks.ema import update_average
 from sfda.networks.frozen import Frozen
 from sfda.networks.segmenter import BACKBONE
 from sfda.pseudo_labels.labelling import label_by_argmax
-from sfda.ranks import sum_over_ranks
+from sfda.ranks import ALL_RANKS, sum_over_ranks
 
 if TYPE_CHECKING:
     from sfda.data.datasets import Batch
@@ -213,7 +213,7 @@ class IAPC(PseudoLabelledMethod):
                 torch.where(nearest == labels, balanced, 0), valid
             )
             losses["prototype_symmetric"] = self.symmetric_weight * prototype_symmetric_cross_entropy(
-                logits, nearest, self.network.resize(similarities, size), present, valid
+                logits, nearest, self.network.resize(similarities, size), present, valid, ALL_RANKS
             )
         return losses
 
