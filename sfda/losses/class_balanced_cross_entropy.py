@@ -55,7 +55,7 @@ def class_weights(pixels: Tensor, area: int, absence: Tensor, weight: float = 7.
 
 
 def class_balanced_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """Cross-entropy of every pixel times the weight of its class: a map, see `mean_over_real_pixels`.
+    """Cross-entropy of every pixel times the weight of its class: a map for `sfda.losses.mean.mean_over_pixels`.
 
     Args:
         logits: (B, C, H, W); half precision is raised to float32.
@@ -67,8 +67,3 @@ def class_balanced_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor
     """
     logits = at_least_float32(logits)
     return F.cross_entropy(logits, labels, weights.to(logits.dtype), ignore_index=IGNORE, reduction="none")
-
-
-def mean_over_real_pixels(values: Tensor, valid: Tensor) -> Tensor:
-    """Mean of `values` (B, H, W) where `valid` (B, H, W); 0 with a gradient where no pixel is."""
-    return torch.where(valid, values, 0).sum() / valid.sum().clamp(min=1)

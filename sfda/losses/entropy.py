@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sfda.losses.mean import mean_over_pixels, number_of_pixels
 from sfda.metrics.functional import at_least_float32
+from sfda.ranks import ALONE, Ranks
 
 _LARGEST_LOGIT = 1e30
 """Beyond it logits are as good as infinite; up to it, their differences are finite in float32."""
@@ -48,20 +50,21 @@ def entropy(logits: Tensor) -> Tensor:
     return pixels
 
 
-def mean_entropy(logits: Tensor, valid: Tensor) -> Tensor:
+def mean_entropy(logits: Tensor, valid: Tensor, ranks: Ranks = ALONE) -> Tensor:
     """Mean entropy of the real pixels (Tent, arXiv 2006.10726; L_ENT of IAPC, arXiv 2306.01598).
 
     Args:
         logits: (B, C, H, W).
         valid: (B, H, W) bool, False where a pixel is padding.
+        ranks: Whose pixels are counted, see `sfda.losses.mean.mean_over_pixels`.
 
     Returns:
         Scalar in nats, in [0, ln C], at least float32; 0 with a gradient where no pixel is valid.
     """
-    return _mean(entropy(logits), valid)
+    return mean_over_pixels(entropy(logits), valid, ranks)
 
 
-def normalised_entropy(logits: Tensor, valid: Tensor) -> Tensor:
+def normalised_entropy(logits: Tensor, valid: Tensor, ranks: Ranks = ALONE) -> Tensor:
     """Entropy regulariser of Cal-SFDA: mean of ``(h² + 1e-8)²`` with h = H / (largest H of the batch).
 
     Implemented from the published description (arXiv 2308.03003). The largest entropy is a constant of the batch: it
@@ -70,18 +73,19 @@ def normalised_entropy(logits: Tensor, valid: Tensor) -> Tensor:
     Args:
         logits: (B, C, H, W).
         valid: (B, H, W) bool, False where a pixel is padding.
+        ranks: Whose largest entropy it is, and whose pixels are counted.
 
     Returns:
         Scalar in [0, 1] (and 2e-8 above it), at least float32; 0 with a gradient where no pixel is valid or none has
         any entropy.
     """
     pixels = torch.where(valid, entropy(logits), 0)
-    largest = pixels.detach().amax()
+    largest = ranks.largest(pixels.amax())
     share = pixels / largest.clamp(min=1e-30)  # a smaller divisor would make the gradient overflow
-    return _mean((share**2 + 1e-8) ** 2, valid & (largest > 0))
+    return mean_over_pixels((share**2 + 1e-8) ** 2, valid & (largest > 0), ranks)
 
 
-def mean_probability_entropy(logits: Tensor, valid: Tensor) -> Tensor:
+def mean_probability_entropy(logits: Tensor, valid: Tensor, ranks: Ranks = ALONE) -> Tensor:
     """Entropy of the mean prediction of the real pixels: large where all classes are in use.
 
     The diversity term of information maximisation (SHOT, arXiv 2002.08546), whose loss is the mean entropy less this.
@@ -89,16 +93,15 @@ def mean_probability_entropy(logits: Tensor, valid: Tensor) -> Tensor:
     Args:
         logits: (B, C, H, W).
         valid: (B, H, W) bool, False where a pixel is padding.
+        ranks: Whose mean prediction it is; with `ALL_RANKS` all of them get the same value.
 
     Returns:
         Scalar in nats, in [0, ln C], at least float32; 0 with a gradient where no pixel is valid.
     """
     probabilities = at_least_float32(logits).softmax(1)
     total = torch.where(valid.unsqueeze(1), probabilities, 0).sum((0, 2, 3))
-    mean = total / valid.sum().clamp(min=1)
+    own = total / number_of_pixels(valid, total.dtype, ranks)
+    # The value of all, with the gradient of one's own share: averaged by DDP, that is the gradient of all.
+    mean = own + (ranks.mean(own) - own.detach())
     # The slope of −p · log p is infinite at 0, where a class is when no pixel gives it any probability.
     return -(mean * mean.clamp(min=torch.finfo(mean.dtype).tiny).log()).sum()
-
-
-def _mean(pixels: Tensor, valid: Tensor) -> Tensor:
-    return torch.where(valid, pixels, 0).sum() / valid.sum().clamp(min=1)

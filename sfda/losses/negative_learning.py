@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sfda.losses.mean import mean_over_pixels
 from sfda.metrics.functional import at_least_float32
+from sfda.ranks import ALONE, Ranks
 
 _FLOOR = 1e-5
 
@@ -26,13 +28,14 @@ def complementary_rank(num_classes: int, generator: np.random.Generator) -> int:
     return max(2, min(drawn, num_classes))
 
 
-def negative_learning(logits: Tensor, rank: int, valid: Tensor) -> Tensor:
+def negative_learning(logits: Tensor, rank: int, valid: Tensor, ranks: Ranks = ALONE) -> Tensor:
     """Mean over the real pixels of ``−log(1 − p_k)``, k the class that is ranked `rank`-th by its probability.
 
     Args:
         logits: (B, C, H, W).
         rank: 1 (the most probable class) to C; 2 is the runner-up.
         valid: (B, H, W) bool, False where a pixel is padding.
+        ranks: Whose pixels are counted, see `sfda.losses.mean.mean_over_pixels`.
 
     Returns:
         Scalar in nats, at least float32; 0 with a gradient where no pixel is valid. A pixel adds at most −log 1e-5,
@@ -43,4 +46,4 @@ def negative_learning(logits: Tensor, rank: int, valid: Tensor) -> Tensor:
     complementary = log_p.detach().topk(rank, dim=1).indices[:, -1:].clone()
     p = log_p.gather(1, complementary).squeeze(1).exp()
     pixels = -torch.log1p(-p.clamp(max=1 - _FLOOR))
-    return torch.where(valid, pixels, 0).sum() / valid.sum().clamp(min=1)
+    return mean_over_pixels(pixels, valid, ranks)

@@ -14,6 +14,7 @@ from torch import Tensor
 from sfda.data.label_spaces import IGNORE
 from sfda.losses.cross_entropy import cross_entropy
 from sfda.metrics.functional import at_least_float32
+from sfda.ranks import ALONE, Ranks
 
 _SMALLEST_NORM = 1e-6  # of a feature vector: the gradient of a direction grows as 1/norm
 
@@ -92,7 +93,12 @@ def nearest_prototype(similarities: Tensor, present: Tensor) -> Tensor:
 
 
 def prototype_symmetric_cross_entropy(
-    logits: Tensor, prototype_labels: Tensor, similarities: Tensor, present: Tensor, valid: Tensor
+    logits: Tensor,
+    prototype_labels: Tensor,
+    similarities: Tensor,
+    present: Tensor,
+    valid: Tensor,
+    ranks: Ranks = ALONE,
 ) -> Tensor:
     """L_PS: logits learn ŷ_proto, and similarities the class ŷ that the logits predict.
 
@@ -104,6 +110,7 @@ def prototype_symmetric_cross_entropy(
         similarities: (B, C, H, W), cosines at label size, of absent classes too.
         present: (B, C) bool, which classes have a prototype.
         valid: (B, H, W) bool, False = padding.
+        ranks: Whose labelled pixels the means are over, see `sfda.losses.mean.mean_over_pixels`.
 
     Returns:
         Scalar, at least float32; 0 with a gradient where no pixel has a label.
@@ -111,9 +118,10 @@ def prototype_symmetric_cross_entropy(
     logits, similarities = at_least_float32(logits), at_least_float32(similarities)
     predicted = logits.detach().argmax(1)
     is_present = present.gather(1, predicted.flatten(1)).view_as(predicted)
-    first = cross_entropy(logits, prototype_labels.masked_fill(~valid, IGNORE))
-    second = cross_entropy(mask_absent(similarities, present), predicted.masked_fill(~(valid & is_present), IGNORE))
-    return first + second
+    prototype_labels = prototype_labels.masked_fill(~valid, IGNORE)
+    predicted = predicted.masked_fill(~(valid & is_present), IGNORE)
+    first = cross_entropy(logits, prototype_labels, ranks)
+    return first + cross_entropy(mask_absent(similarities, present), predicted, ranks)
 
 
 def mask_absent(similarities: Tensor, present: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from sfda.data.label_spaces import IGNORE
+from sfda.losses.mean import mean_over_pixels
 from sfda.metrics.functional import at_least_float32
 
 
@@ -40,4 +41,4 @@ def soft_cross_entropy(
         pixels = weight * pixels
     if valid is None:
         return pixels.mean()
-    return pixels.where(valid, 0).sum() / valid.sum().clamp(min=1)
+    return mean_over_pixels(pixels, valid)

@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sfda.data.label_spaces import IGNORE
+from sfda.losses.mean import number_of_pixels
 from sfda.metrics.functional import at_least_float32
+from sfda.ranks import ALONE, Ranks
 
 
 def symmetric_cross_entropy(
@@ -23,6 +25,7 @@ def symmetric_cross_entropy(
     ce_weight: float = 0.1,
     rce_weight: float = 1.0,
     floor: float = 1e-4,
+    ranks: Ranks = ALONE,
 ) -> Tensor:
     """``ce_weight · CE_w + rce_weight · RCE`` over the labelled pixels.
 
@@ -37,6 +40,7 @@ def symmetric_cross_entropy(
         ce_weight: Weight of CE_w.
         rce_weight: Weight of RCE.
         floor: What a label gives the other classes, in (0, 1).
+        ranks: Whose labelled pixels the two means are over, see `sfda.losses.mean.mean_over_pixels`.
 
     Returns:
         Scalar, at least float32; 0 with a gradient where no pixel is labelled.
@@ -47,7 +51,7 @@ def symmetric_cross_entropy(
     weights = labelled.to(nll.dtype)
     if class_weights is not None:
         weights = weights * class_weights.to(nll.dtype)[torch.where(labelled, labels, 0)]
-    ce = (weights * nll).sum() / weights.sum().clamp(min=torch.finfo(nll.dtype).tiny)
+    ce = (weights * nll).sum() / ranks.mean(weights.sum()).clamp(min=torch.finfo(nll.dtype).tiny)
     # p_y = exp(−NLL); at unlabelled pixels the NLL is 0, so 1 − p_y is too.
-    missing = -torch.expm1(-nll).sum() / labelled.sum().clamp(min=1)
+    missing = -torch.expm1(-nll).sum() / number_of_pixels(labelled, nll.dtype, ranks)
     return ce_weight * ce - rce_weight * math.log(floor) * missing

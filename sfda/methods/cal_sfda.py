@@ -18,6 +18,7 @@ from sfda.losses.symmetric_cross_entropy import symmetric_cross_entropy
 from sfda.methods.self_training import SelfTraining
 from sfda.methods.value_net_training import ValueNetMethod, load_value_net
 from sfda.pseudo_labels.thresholds import class_weights, effective_number
+from sfda.ranks import ALL_RANKS
 
 if TYPE_CHECKING:
     from sfda.data.datasets import Batch
@@ -46,7 +47,7 @@ class CalSFDA(ValueNetMethod, SelfTraining):
         nl_weight: Weight of negative learning.
         eta: Weight η of the normalised entropy. No published config names it; the default is ours.
         official_order: Re-estimate the BN statistics after labelling, as the official schedule does, not before.
-        **self_training: Options of `SelfTraining`.
+        **self_training: Options of `ValueNetMethod` (`absent` must be that of the value net) and of `SelfTraining`.
 
     Raises:
         UserError: an option is out of its range, or the warm-up has nothing to train.
@@ -89,7 +90,7 @@ class CalSFDA(ValueNetMethod, SelfTraining):
     def initialise_from_source(self) -> None:
         """Both networks, with the target's BN statistics unless these come later."""
         if self.source_checkpoint is not None:
-            load_value_net(self.value_net, self.source_checkpoint)
+            load_value_net(self.value_net, self.source_checkpoint, self.absent)
         super().initialise_from_source()
 
     def statistics_module(self) -> nn.Module:
@@ -173,10 +174,15 @@ class CalSFDA(ValueNetMethod, SelfTraining):
         rank = complementary_rank(logits.shape[1], self.shared_draws())
         return {
             "sce": symmetric_cross_entropy(
-                logits, target["pseudo_label"], self._class_weights, self.ce_weight, self.rce_weight
+                logits,
+                target["pseudo_label"],
+                self._class_weights,
+                self.ce_weight,
+                self.rce_weight,
+                ranks=ALL_RANKS,
             ),
-            "nl": self.nl_weight * negative_learning(logits, rank, target["valid"]),
-            "entropy": self.eta * normalised_entropy(logits, target["valid"]),
+            "nl": self.nl_weight * negative_learning(logits, rank, target["valid"], ALL_RANKS),
+            "entropy": self.eta * normalised_entropy(logits, target["valid"], ALL_RANKS),
         }
 
 

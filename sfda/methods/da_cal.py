@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -19,6 +18,7 @@ from sfda.methods.mean_teacher import Mix, TaughtMethod
 from sfda.metrics.functional import at_least_float32
 from sfda.networks.segmenter import BACKBONE, HEAD_INPUT, Segmenter
 from sfda.networks.temperature_net import TemperatureNet
+from sfda.ranks import ALL_RANKS, mean_over_ranks
 
 if TYPE_CHECKING:
     from sfda.data.datasets import Batch
@@ -102,7 +102,7 @@ class DACal(TaughtMethod):
         """One step of ψ along the gradient of `outer_loss`, averaged over ranks; gives the loss before it."""
         psi = {name: value.detach().requires_grad_() for name, value in self.temperature.named_parameters()}
         loss = self.outer_loss(meta, psi)
-        gradients = mean_over_ranks(torch.autograd.grad(loss, list(psi.values())))
+        gradients = mean_gradients(torch.autograd.grad(loss, list(psi.values())))
         for parameter, gradient in zip(self.temperature.parameters(), gradients, strict=True):
             parameter.grad = gradient
         self.temperature_optimizer.step()
@@ -126,7 +126,7 @@ class DACal(TaughtMethod):
             name: value - self.virtual_lr * gradient
             for (name, value), gradient in zip(theta.items(), gradients, strict=True)
         }
-        return cross_entropy(head.at(moved, meta.outer, size), meta.labels)
+        return cross_entropy(head.at(moved, meta.outer, size), meta.labels, ALL_RANKS)
 
     @torch.no_grad()
     def complementary_head_input(self, batch: Batch, mix: Mix) -> Tensor:
@@ -183,12 +183,8 @@ class Head(nn.Module):
         return logits
 
 
-def mean_over_ranks(gradients: Sequence[Tensor]) -> list[Tensor]:
+def mean_gradients(gradients: Sequence[Tensor]) -> list[Tensor]:
     """The mean over all processes of each tensor, the same on each of them."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return list(gradients)
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
+    flat = mean_over_ranks(torch.cat([gradient.flatten() for gradient in gradients]))
     parts = torch.split(flat, [gradient.numel() for gradient in gradients])
     return [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)]

@@ -16,11 +16,11 @@ from sfda.losses.class_balanced_cross_entropy import (
     class_balanced_cross_entropy,
     class_pixels,
     class_weights,
-    mean_over_real_pixels,
     update_absence,
 )
 from sfda.losses.entropy import mean_entropy
 from sfda.losses.importance import Importance, pixel_importance
+from sfda.losses.mean import mean_over_pixels
 from sfda.losses.prototype_contrast import (
     cosine_similarities,
     feature_sums,
@@ -33,9 +33,9 @@ from sfda.methods.pseudo_labelled import PseudoLabelledMethod
 from sfda.networks.batch_norm import average_running_statistics
 from sfda.networks.ema import update_average
 from sfda.networks.frozen import Frozen
-from sfda.networks.label_calibration_head import sum_over_ranks
 from sfda.networks.segmenter import BACKBONE
 from sfda.pseudo_labels.labelling import label_by_argmax
+from sfda.ranks import ALL_RANKS, sum_over_ranks
 
 if TYPE_CHECKING:
     from sfda.data.datasets import Batch
@@ -203,17 +203,17 @@ class IAPC(PseudoLabelledMethod):
         losses = {"entropy": self.entropy_weight * mean_entropy(logits, valid)}
         if self.importance_weight > 0:
             omega = pixel_importance(self.source(target["image"]).float().softmax(dim=1), self.importance)
-            losses["importance"] = self.importance_weight * mean_over_real_pixels(omega * balanced, valid)
+            losses["importance"] = self.importance_weight * mean_over_pixels(omega * balanced, valid)
         if self.enhanced_weight > 0 or self.symmetric_weight > 0:
             prototypes, present = self._prototypes(target["image"], valid)
             size = (valid.shape[-2], valid.shape[-1])
             similarities = cosine_similarities(features, prototypes)
             nearest = resize_nearest(nearest_prototype(similarities, present), size)
-            losses["prototype_enhanced"] = self.enhanced_weight * mean_over_real_pixels(
+            losses["prototype_enhanced"] = self.enhanced_weight * mean_over_pixels(
                 torch.where(nearest == labels, balanced, 0), valid
             )
             losses["prototype_symmetric"] = self.symmetric_weight * prototype_symmetric_cross_entropy(
-                logits, nearest, self.network.resize(similarities, size), present, valid
+                logits, nearest, self.network.resize(similarities, size), present, valid, ALL_RANKS
             )
         return losses
 

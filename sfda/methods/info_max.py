@@ -8,17 +8,19 @@ from torch import Tensor
 
 from sfda.losses.entropy import mean_entropy, mean_probability_entropy
 from sfda.methods.trained import TrainedMethod
+from sfda.ranks import ALL_RANKS
 
 if TYPE_CHECKING:
     from sfda.data.datasets import Batch
 
 
 class InfoMax(TrainedMethod):
-    """Minimises mean H(p) − H(mean p) over the target pixels of a batch; the classifier is frozen, its BN too.
+    """Minimises mean H(p) − H(mean p) over the target pixels of a step; the classifier is frozen, its BN too.
 
     SHOT-IM of "Do We Really Need to Access the Source Data? Source Hypothesis Transfer for Unsupervised Domain
     Adaptation" (Liang et al., arXiv 2002.08546, section 3.2), implemented from the published description, which is of
-    image classification. Classifier is all that lies behind the encoder (decoder, ASPP, head).
+    image classification. Classifier is all that lies behind the encoder (decoder, ASPP, head). The mean prediction is
+    that of the batches of all processes.
 
     Args:
         lr: Learning rate; the paper trains its backbone with 1e-3.
@@ -44,6 +46,6 @@ class InfoMax(TrainedMethod):
         target = batch["target"]
         logits = self.network(target["image"])
         return {
-            "entropy": mean_entropy(logits, target["valid"]),
-            "diversity": -mean_probability_entropy(logits, target["valid"]),
+            "entropy": mean_entropy(logits, target["valid"], ALL_RANKS),
+            "diversity": -mean_probability_entropy(logits, target["valid"], ALL_RANKS),
         }

@@ -23,8 +23,8 @@ from sfda.networks.label_calibration_head import (
     present_classes,
     prototype_sums,
     prototypes_from_sums,
-    sum_over_ranks,
 )
+from sfda.ranks import sum_over_ranks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

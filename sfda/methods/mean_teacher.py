@@ -11,11 +11,13 @@ from torch import Tensor
 from sfda.errors import UserError
 from sfda.losses.class_mix import class_halves, paste
 from sfda.losses.cross_entropy import cross_entropy
+from sfda.losses.mean import mean_over_pixels
 from sfda.losses.soft_cross_entropy import one_hot, soft_cross_entropy
 from sfda.methods.trained import TrainedMethod
 from sfda.metrics.functional import at_least_float32, top_label
 from sfda.networks.ema import update_average
 from sfda.networks.frozen import Frozen
+from sfda.ranks import ALL_RANKS
 
 if TYPE_CHECKING:
     from sfda.data.datasets import Batch
@@ -55,8 +57,8 @@ class TaughtMethod(TrainedMethod):
     teacher labels the weak views of the target images. The student sees labelled source images and, in the same pass
     (BN statistics are those of both and move once a step), mixes of strong views: half of the classes of a source
     image, drawn anew every step, pasted onto a target image. The loss of a mix is the mean over its real pixels;
-    pasted pixels have weight 1, the teacher's labels the share of the batch's target pixels that the teacher is sure
-    of.
+    pasted pixels have weight 1, the teacher's labels the share of the target pixels, of all processes' batches, that
+    the teacher is sure of.
 
     A checkpoint holds the teacher beside the student; nothing that predicts uses it.
 
@@ -101,8 +103,8 @@ class TaughtMethod(TrainedMethod):
         """Mixes of a batch, from the teacher's probabilities (B, C, H, W) of the target images."""
         target = batch["target"]
         confidence, classes = top_label(probabilities)
-        sure = ((confidence >= self.threshold) & target["valid"]).sum()
-        share = sure.to(probabilities.dtype) / target["valid"].sum().clamp(min=1)
+        sure = (confidence >= self.threshold) & target["valid"]
+        share = ALL_RANKS.mean(mean_over_pixels(sure.to(probabilities.dtype), target["valid"], ALL_RANKS))
         donors = self.donors(batch, classes, share)
         pasted, rest = class_halves(donors.classes, probabilities.shape[1])
         return Mix(

@@ -20,7 +20,8 @@ from sfda.files import write_json
 from sfda.methods.base import Method
 from sfda.methods.gathered import GatheredMethod
 from sfda.metrics.functional import SMALLEST_PROBABILITY, at_least_float32, top_label
-from sfda.networks.label_calibration_head import UniformSample, sum_over_ranks
+from sfda.networks.label_calibration_head import UniformSample
+from sfda.ranks import sum_over_ranks
 
 SAMPLE = 2**18
 """Pixels that the temperature is fitted on, all processes together."""

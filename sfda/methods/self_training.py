@@ -13,6 +13,7 @@ from sfda.methods.pseudo_labelled import PseudoLabelledMethod
 from sfda.methods.target_statistics import target_statistics
 from sfda.networks.batch_norm import mix_statistics, read_statistics
 from sfda.pseudo_labels.labelling import label_by_class_balance
+from sfda.ranks import ALL_RANKS
 
 if TYPE_CHECKING:
     from sfda.data.datasets import Batch
@@ -126,4 +127,5 @@ class SelfTraining(PseudoLabelledMethod):
     def compute_losses(self, batch: Batch) -> dict[str, Tensor]:
         """``ce``."""
         target = batch["target"]
-        return {"ce": cross_entropy(self.network(target["image"]).float(), target["pseudo_label"])}
+        logits = self.network(target["image"]).float()
+        return {"ce": cross_entropy(logits, target["pseudo_label"], ALL_RANKS)}

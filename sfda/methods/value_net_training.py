@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+import warnings
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from sfda.checkpoints import read_checkpoint
 from sfda.data.label_spaces import IGNORE
 from sfda.errors import UserError
 from sfda.files import write_figure, write_json
-from sfda.losses.calibration import image_ece
+from sfda.losses.calibration import Absent, image_ece
 from sfda.methods.trained import TrainedMethod
-from sfda.metrics.ece_estimate import EceEstimateQuality, estimate_scatter
+from sfda.metrics.ece_estimate import EceEstimateQuality, FirstAndLast, estimate_scatter
 from sfda.networks.batch_norm import average_running_statistics
 from sfda.networks.value_net import ValueNet
+from sfda.ranks import gather_over_ranks
 
 if TYPE_CHECKING:
     from sfda.data.datasets import Batch
 
 REPORT_BINS = 10
 """Bins of the true ECE that estimates are compared with."""
+
+UNMOVED = 0.05
+"""A mean estimate that ends no further from its start has not moved."""
 
 
 class ValueNetMethod(TrainedMethod):
@@ -36,11 +40,14 @@ class ValueNetMethod(TrainedMethod):
     folder.
 
     Args:
+        absent: What a class absent from an image counts in the ECE that is learnt and reported as the true one: left
+            out of the average (``skip``), or 0 (``zero``, the target of the authors' code, which is smaller).
         **trained: Options of `TrainedMethod`.
     """
 
-    def __init__(self, **trained: Any) -> None:
+    def __init__(self, absent: Literal["skip", "zero"] = "skip", **trained: Any) -> None:
         super().__init__(**trained)
+        self.absent: Absent = absent
         self.value_net = ValueNet(self.network.feature_channels())
         self.estimate_quality = nn.ModuleDict()
         self._names: dict[str, list[str]] = {}
@@ -78,7 +85,7 @@ class ValueNetMethod(TrainedMethod):
         self._scored_images = None
         if probabilities is not None:
             domain, quality = list(self._qualities().items())[dataloader_idx]
-            quality.update(self._estimates, _true_ece(probabilities, batch.get("label")))
+            quality.update(self._estimates, _true_ece(probabilities, batch.get("label"), self.absent))
             self._names[domain] += batch["name"]
         return probabilities
 
@@ -105,7 +112,7 @@ class ValueNetMethod(TrainedMethod):
         for domain, quality in self._qualities().items():
             scores = {name: float(value) for name, value in quality.compute().items()}
             estimates, truths = quality.pairs()
-            rows = zip(_of_all_ranks(self._names[domain]), estimates.tolist(), truths.tolist(), strict=True)
+            rows = zip(gather_over_ranks(self._names[domain]), estimates.tolist(), truths.tolist(), strict=True)
             images = [
                 {"name": name, "estimate": _or_none(estimate), "truth": _or_none(truth)}
                 for name, estimate, truth in sorted(rows)
@@ -123,7 +130,8 @@ class ValueNetTraining(ValueNetMethod):
 
     Stage 2 of Cal-SFDA (arXiv 2308.03003), implemented from the published description: the loss is the mean of
     (estimate − ECE)² over the images of a batch, where ECE is the class-averaged calibration error of the image,
-    detached; images without a labelled pixel are left out. The learning rate is divided by √2 after every epoch.
+    detached; images without a labelled pixel are left out. The learning rate is divided by √2 after every epoch. A fit
+    whose mean estimate ends where it began, away from the truth, warns.
 
     The checkpoint holds the source model's network, unchanged, and the value net.
 
@@ -140,6 +148,7 @@ class ValueNetTraining(ValueNetMethod):
         if bins < 1:
             raise UserError(f"model option bins: at least 1, not {bins}")
         self.bins = bins
+        self._course = FirstAndLast()
 
     def trainable_parameters(self) -> list[dict[str, Any]]:
         """The value net alone."""
@@ -162,9 +171,10 @@ class ValueNetTraining(ValueNetMethod):
         images, labels = batch["source"]["image"], batch["source"]["label"]
         with torch.no_grad():
             logits, features = self.network.forward_features(images)
-            truths = image_ece(logits.float().softmax(dim=1), labels, bins=self.bins)
-        labelled = _has_labels(labels)
-        errors = (self.value_net(features) - truths).square() * labelled
+            truths = image_ece(logits.float().softmax(dim=1), labels, bins=self.bins, absent=self.absent)
+        labelled, estimates = _has_labels(labels), self.value_net(features)
+        self._course.add(estimates, truths, labelled)
+        errors = (estimates - truths).square() * labelled
         return {"mse": errors.sum() / labelled.sum().clamp(min=1)}
 
     # All ranks have the same network, and a mean of equal statistics may be rounded: only the value net's are averaged.
@@ -179,15 +189,39 @@ class ValueNetTraining(ValueNetMethod):
         self.refuse_diverged_weights()
         average_running_statistics(self.value_net)
 
+    # ------------------------------------------------------------------ whether it learnt anything
 
-def load_value_net(value_net: nn.Module, path: str) -> None:
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Where the estimates began."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["first_estimates"] = self._course.first
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """For a resumed run."""
+        super().on_load_checkpoint(checkpoint)
+        self._course.first = list(checkpoint.get("first_estimates", []))
+
+    def on_train_end(self) -> None:
+        """Say so if the mean estimate is where it was, and the truth is elsewhere."""
+        start, end, truth = self._course.means()
+        if abs(end - start) <= UNMOVED < abs(end - truth) and self.trainer.is_global_zero:
+            warnings.warn(
+                f"ValueNetTraining: the mean estimated ECE is {end:.2f} after {self.trainer.global_step} steps, was "
+                f"{start:.2f} at the start, and the true one is {truth:.2f}: the value net has not learnt its level; "
+                "raise --model.init_args.lr, or --trainer.gradient_clip_val where gradients are clipped",
+                stacklevel=1,
+            )
+
+
+def load_value_net(value_net: nn.Module, path: str, absent: Absent = "skip") -> None:
     """Load the value net of a checkpoint of `ValueNetTraining` into `value_net`.
 
     Raises:
-        UserError: the checkpoint cannot be read, or holds none, or one for another network.
+        UserError: the checkpoint cannot be read, or holds none, or one for another network or another `absent`.
     """
     prefix = "value_net."
-    stored = read_checkpoint(path)["state_dict"]
+    checkpoint = read_checkpoint(path)
+    stored = checkpoint["state_dict"]
     state = {key[len(prefix) :]: value for key, value in stored.items() if key.startswith(prefix)}
     if not state:
         raise UserError(
@@ -200,6 +234,12 @@ def load_value_net(value_net: nn.Module, path: str) -> None:
         raise UserError(
             f"the value net of source_checkpoint {path} was trained for another network: {error}"
         ) from error
+    learnt = checkpoint.get("hyper_parameters", {}).get("absent", "skip")
+    if learnt != absent:
+        raise UserError(
+            f"the value net of source_checkpoint {path} has learnt the ECE with absent: {learnt}, not {absent}: give "
+            f"--model.init_args.absent {learnt}"
+        )
 
 
 def _has_labels(labels: Tensor) -> Tensor:
@@ -207,19 +247,12 @@ def _has_labels(labels: Tensor) -> Tensor:
     return (labels != IGNORE).flatten(1).any(1)
 
 
-def _true_ece(probabilities: Tensor, labels: Tensor | None) -> Tensor | None:
+def _true_ece(probabilities: Tensor, labels: Tensor | None, absent: Absent) -> Tensor | None:
     """The class-averaged ECE of every image, (B,), NaN without a labelled pixel; None without labels."""
     if labels is None:
         return None
-    return image_ece(probabilities, labels, bins=REPORT_BINS).masked_fill(~_has_labels(labels), torch.nan)
-
-
-def _of_all_ranks(names: list[str]) -> list[str]:
-    if not (dist.is_available() and dist.is_initialized()):
-        return names
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, names)
-    return [name for part in parts for name in part]
+    truths = image_ece(probabilities, labels, bins=REPORT_BINS, absent=absent)
+    return truths.masked_fill(~_has_labels(labels), torch.nan)
 
 
 def _or_none(value: float) -> float | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,6 +12,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from sfda.metrics.view_agreement import ranks
+from sfda.ranks import sum_over_ranks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -92,6 +95,36 @@ class EceEstimateQuality(Metric):
             nothing = torch.zeros(0, dtype=torch.float64, device=self.device)
             return nothing, nothing
         return dim_zero_cat(self.estimates), dim_zero_cat(self.truths)
+
+
+class FirstAndLast:
+    """Mean estimates at the start and at the end of a fit, and the mean truth at its end.
+
+    Args:
+        steps: Number of steps that each mean is over.
+    """
+
+    def __init__(self, steps: int = 10) -> None:
+        self.steps = steps
+        self.first: list[Tensor] = []
+        """One tensor (3,) float64 a step: sum of the estimates, of the truths, number of images."""
+        self.last: deque[Tensor] = deque(maxlen=steps)
+
+    def add(self, estimates: Tensor, truths: Tensor, known: Tensor) -> None:
+        """The images of a step: estimates and truths (B,), and whose truth is known, (B,) bool."""
+        pairs = torch.stack([estimates.detach(), truths, torch.ones_like(truths)]).double()
+        self.last.append(torch.where(known, pairs, 0).sum(1))
+        if len(self.first) < self.steps:
+            self.first.append(self.last[-1])
+
+    def means(self) -> tuple[float, float, float]:
+        """First and last mean estimate, and last mean truth; NaN without an image. All processes call it together."""
+        device = self.last[-1].device
+        first, last = (torch.stack([row.to(device) for row in rows]).sum(0) for rows in (self.first, self.last))
+        estimate, _, images, end, truth, images_at_end = sum_over_ranks(torch.cat([first, last])).tolist()
+        if not images or not images_at_end:
+            return math.nan, math.nan, math.nan
+        return estimate / images, end / images_at_end, truth / images_at_end
 
 
 def estimate_scatter(estimates: Tensor, truths: Tensor, scores: Mapping[str, float]) -> Figure:

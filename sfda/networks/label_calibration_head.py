@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from sfda.errors import UserError
 from sfda.metrics.functional import top_label
+from sfda.ranks import sum_over_ranks
 
 TEMPERATURES = (1e-4, 1e4)
 """Smallest and largest temperature that `fit_temperature` looks at."""
@@ -156,14 +157,6 @@ def fit_temperature(sample: Tensor, prototypes: Tensor) -> float:
         else:
             high = middle
     return math.exp((low + high) / 2)
-
-
-def sum_over_ranks(values: Tensor) -> Tensor:
-    """The sum over all processes, on each of them the same; one process gets a copy of its own."""
-    total = values.clone()
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(total)
-    return total
 
 
 def _mean_over_ranks(values: Tensor) -> float:

@@ -17,7 +17,6 @@ from torch import Tensor
 from sfda.errors import UserError
 from sfda.metrics.functional import at_least_float32, top_label
 from sfda.networks.finite import refuse_nan
-from sfda.networks.label_calibration_head import sum_over_ranks
 from sfda.pseudo_labels.store import PseudoLabelStore, barrier, rank_and_world_size
 from sfda.pseudo_labels.thresholds import (
     BINS,
@@ -30,6 +29,7 @@ from sfda.pseudo_labels.thresholds import (
     realised_fraction,
     select_labels,
 )
+from sfda.ranks import sum_over_ranks
 
 if TYPE_CHECKING:
     from sfda.data.datasets import Batch

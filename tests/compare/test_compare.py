@@ -1,8 +1,10 @@
 import csv
 import json
 import statistics
+from contextlib import nullcontext
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -253,7 +255,8 @@ def test_compare_from_nothing_to_a_table(town, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
-def test_a_log_that_cannot_be_written_is_named(tmp_path):
+def test_a_log_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("sfda.compare.run.started", lambda *_, **__: nullcontext(SimpleNamespace(output=["line\n"])))
     (tmp_path / "log.txt").symlink_to("/dev/full")
     with pytest.raises(WriteError, match=r"log\.txt cannot be written .No space left on device"):
         run_sfda(Console(file=StringIO()), ["--version"], tmp_path / "log.txt", "a run", group="runs")

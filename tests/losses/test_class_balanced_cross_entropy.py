@@ -9,9 +9,9 @@ from sfda.losses.class_balanced_cross_entropy import (
     class_balanced_cross_entropy,
     class_pixels,
     class_weights,
-    mean_over_real_pixels,
     update_absence,
 )
+from sfda.losses.mean import mean_over_pixels
 
 
 def random_batch(seed, classes=4, unlabelled=0.2, dtype=torch.float64):
@@ -48,14 +48,14 @@ def test_value_against_a_loop(seed, classes, unlabelled):
     expected = loop_map(logits.numpy(), labels.numpy(), weights.numpy())
     np.testing.assert_allclose(got.numpy(), expected, atol=1e-9)
     mean = np.mean([e for e, real in zip(expected.flatten(), valid.numpy().flatten(), strict=True) if real] or [0])
-    assert mean_over_real_pixels(got, valid).item() == pytest.approx(mean, abs=1e-9)
+    assert mean_over_pixels(got, valid).item() == pytest.approx(mean, abs=1e-9)
 
 
 def test_gradient_against_finite_differences():
     logits, labels, weights, valid = random_batch(1)
     logits.requires_grad_()
     assert torch.autograd.gradcheck(
-        lambda z: mean_over_real_pixels(class_balanced_cross_entropy(z, labels, weights), valid), (logits,)
+        lambda z: mean_over_pixels(class_balanced_cross_entropy(z, labels, weights), valid), (logits,)
     )
 
 
@@ -63,7 +63,7 @@ def test_nothing_real_is_zero_with_a_gradient():
     logits, labels, weights, valid = random_batch(2)
     logits.requires_grad_()
     for ids, real in ((labels, torch.zeros_like(valid)), (torch.full_like(labels, 255), valid)):
-        loss = mean_over_real_pixels(class_balanced_cross_entropy(logits, ids, weights), real)
+        loss = mean_over_pixels(class_balanced_cross_entropy(logits, ids, weights), real)
         loss.backward()
         assert loss == 0
         assert torch.equal(logits.grad, torch.zeros_like(logits))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sfda.methods.da_cal import mean_over_ranks
+from sfda.methods.da_cal import mean_gradients
 from tiny_runs import tiny_arguments
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
@@ -99,9 +99,9 @@ def test_two_ranks_hold_the_same(model, town, source_model, sfda, tmp_path, stat
 
 def test_gradients_are_averaged_over_ranks(on_two_ranks):
     def mean(rank):
-        return mean_over_ranks([torch.full((2, 3), float(rank)), torch.tensor(4.0 * rank)])
+        return mean_gradients([torch.full((2, 3), float(rank)), torch.tensor(4.0 * rank)])
 
     for gradients in on_two_ranks(mean):
         assert torch.equal(gradients[0], torch.full((2, 3), 0.5))
         assert gradients[1] == 2
-    assert mean_over_ranks([torch.tensor(3.0)]) == [3]
+    assert mean_gradients([torch.tensor(3.0)]) == [3]

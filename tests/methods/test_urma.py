@@ -133,6 +133,18 @@ def test_auxiliary_logits_are_those_of_the_network_where_heads_agree_and_nothing
             assert torch.equal(method._auxiliary_logits(head, features, images.shape[-2:]), logits)
 
 
+def test_the_heads_learn_ten_times_as_fast_unless_told_otherwise():
+    method = URMA(network=NETWORK, num_classes=4, lr=0.5)
+    heads = {
+        id(parameter) for head in (method.network.head, *method.auxiliary_heads) for parameter in head.parameters()
+    }
+    optimizer = method.configure_optimizers()["optimizer"]
+    rates = {id(parameter): group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
+    assert rates == {id(parameter): 5.0 if id(parameter) in heads else 0.5 for parameter in method.parameters()}
+    alike = URMA(head_lr=1.0, network=NETWORK, num_classes=4, lr=0.5).configure_optimizers()["optimizer"]
+    assert {group["lr"] for group in alike.param_groups} == {0.5}
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -141,6 +153,7 @@ def test_auxiliary_logits_are_those_of_the_network_where_heads_agree_and_nothing
         {"heads": 0},
         {"entropy_weight": -1.0},
         {"uncertainty_weight": -0.1},
+        {"head_lr": -1.0},
     ],
 )
 def test_options_out_of_range_are_refused(options):

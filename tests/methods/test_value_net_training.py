@@ -1,5 +1,6 @@
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ from sfda.cli import main
 from sfda.data.label_spaces import CITYSCAPES19
 from sfda.data.readers import Domain, SegmentationSet
 from sfda.errors import UserError
+from sfda.losses.calibration import image_ece
+from sfda.methods.cal_sfda import CalSFDA
 from sfda.methods.source_training import SourceTraining
 from sfda.methods.value_net_training import ValueNetTraining, load_value_net
 from sfda.networks.value_net import ValueNet
@@ -17,7 +20,7 @@ from tiny_runs import NETWORK, tiny_arguments
 TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp_fork"]
 
 
-def loop_ece(p, y, bins=10):
+def loop_ece(p, y, bins=10, absent="skip"):
     """Class-averaged ECE of an image, p (C, H, W) and y (H, W), by loops over classes and bins; None unlabelled."""
     confidence, predicted = p.max(0), p.argmax(0)
     errors = []
@@ -29,7 +32,9 @@ def loop_ece(p, y, bins=10):
                 error += inside.sum() * abs((predicted[inside] == c).mean() - confidence[inside].mean())
         if of_class.any():
             errors.append(error / of_class.sum())
-    return np.mean(errors) if errors else None
+    if not errors:
+        return None
+    return np.sum(errors) / len(p) if absent == "zero" else np.mean(errors)
 
 
 def random_batch(seed=0, images=4, classes=4):
@@ -55,11 +60,13 @@ def weights(path):
 # --------------------------------------------------------------------- the loss
 
 
+@pytest.mark.parametrize("absent", ["skip", "zero"])
 @pytest.mark.parametrize("bins", [10, 3])
 @pytest.mark.parametrize("unlabelled", [[], [1], [0, 3], [0, 1, 2]])
-def test_the_loss_is_the_mean_over_labelled_images(unlabelled, bins):
-    method, batch = tiny_method(bins=bins).eval(), random_batch()
+def test_the_loss_is_the_mean_over_labelled_images(unlabelled, bins, absent):
+    method, batch = tiny_method(bins=bins, absent=absent).eval(), random_batch()
     batch["source"]["label"][:, :5] = 255
+    batch["source"]["label"][batch["source"]["label"] == 2] = 1  # a class is absent
     batch["source"]["label"][unlabelled] = 255
     with torch.no_grad():
         method.network.head.weight *= 20  # confidences in all bins
@@ -67,7 +74,7 @@ def test_the_loss_is_the_mean_over_labelled_images(unlabelled, bins):
         estimates = method.value_net(features).tolist()
     terms = []
     for i in range(4):
-        truth = loop_ece(logits[i].double().softmax(0).numpy(), batch["source"]["label"][i].numpy(), bins)
+        truth = loop_ece(logits[i].double().softmax(0).numpy(), batch["source"]["label"][i].numpy(), bins, absent)
         if truth is not None:
             terms.append((estimates[i] - truth) ** 2)
     assert len(terms) == 4 - len(unlabelled)
@@ -193,8 +200,8 @@ def trained(town, source_model, tmp_path_factory):
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("views", ["single", "multi_scale"])
-def test_the_report_says_every_estimate_and_truth(views, town, trained, sfda, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("views", "absent"), [("single", "zero"), ("multi_scale", "skip")])
+def test_the_report_says_every_estimate_and_truth(views, absent, town, trained, sfda, tmp_path, monkeypatch):
     """The estimate is that of the plain image, the truth that of the probabilities that are predicted."""
     from sfda.networks.segmenter import Segmenter
 
@@ -202,6 +209,7 @@ def test_the_report_says_every_estimate_and_truth(views, town, trained, sfda, tm
     forward = Segmenter.forward
     monkeypatch.setattr(Segmenter, "forward", lambda self, *a, **k: passes.append(1) or forward(self, *a, **k))
     arguments = [*tiny_arguments("value_net_training", town), "--model.init_args.views", views]
+    arguments += ["--model.init_args.absent", absent]
     folder = tmp_path / "scored"
     assert sfda("validate", *arguments, "--ckpt_path", trained, "--out", folder) == 0
     monkeypatch.undo()
@@ -216,7 +224,7 @@ def test_the_report_says_every_estimate_and_truth(views, town, trained, sfda, tm
         with torch.no_grad():
             estimates = method.value_net(method.network.forward_features(images)[1]).double().numpy()
             probabilities = method.predict_probabilities(images).double().numpy()
-        truths = np.array([loop_ece(p, y) for p, y in zip(probabilities, labels, strict=True)])
+        truths = np.array([loop_ece(p, y, absent=absent) for p, y in zip(probabilities, labels, strict=True)])
         rows = {row["name"]: (row["estimate"], row["truth"]) for row in report[domain]["images"]}
         assert list(rows) == sorted(names)
         np.testing.assert_allclose([rows[name] for name in names], np.stack([estimates, truths], 1), atol=1e-4)
@@ -262,6 +270,61 @@ def test_two_processes_report_what_one_does(town, trained, source_model, sfda, t
     assert all(torch.equal(got[key], value) for key, value in weights(source_model).items())
 
 
+# --------------------------------------------------------------------- whether it learnt anything
+
+
+def fit(method, steps, resumed=False):
+    """What a Trainer would call, on random images; gives the checkpoint."""
+    method._trainer = SimpleNamespace(global_step=steps, is_global_zero=True)
+    optimizer = torch.optim.AdamW(method.value_net.parameters(), method.lr)
+    for step in range(steps):
+        method.compute_losses(random_batch(step))["mse"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    checkpoint = {}
+    method.on_save_checkpoint(checkpoint)
+    if not resumed:
+        method.on_train_end()
+    return checkpoint
+
+
+def wrong_by(error):
+    """A method whose estimates are wrong by about this much at the start."""
+    method = tiny_method(lr=0.0).train()
+    method.set_modes()
+    with torch.no_grad():
+        batch = random_batch()["source"]
+        truth = image_ece(method.network(batch["image"]).softmax(1), batch["label"]).mean()
+        method.value_net.estimate.weight *= 0.01
+        method.value_net.estimate.bias.fill_(torch.logit(truth + error))
+    return method
+
+
+def test_a_fit_whose_mean_estimate_stays_at_its_start_warns_once(recwarn):
+    fit(wrong_by(0.3), 5)
+    assert len(recwarn) == 1
+    assert "has not learnt its level" in str(recwarn[0].message)
+    assert "--model.init_args.lr" in str(recwarn[0].message)
+
+
+def test_a_fit_that_learns_or_has_nothing_to_learn_does_not_warn(recwarn):
+    method = wrong_by(0.3)
+    method.lr = 0.05
+    fit(method, 60)
+    fit(wrong_by(0.01), 5)
+    assert not recwarn
+
+
+def test_a_resumed_fit_remembers_its_start(recwarn):
+    method = wrong_by(0.3)
+    method.lr = 0.05
+    checkpoint = fit(method, 60, resumed=True)
+    resumed = wrong_by(0.2)
+    resumed.on_load_checkpoint(checkpoint)
+    fit(resumed, 5)
+    assert not recwarn
+
+
 # --------------------------------------------------------------------- what other methods take from it
 
 
@@ -288,6 +351,17 @@ def test_a_checkpoint_without_a_fitting_value_net_is_refused(checkpoints):
         load_value_net(ValueNet(8), str(checkpoints / "value_net"))
     with pytest.raises(UserError, match="does not exist"):
         load_value_net(ValueNet(8), str(checkpoints / "nowhere"))
+
+
+def test_a_value_net_that_has_learnt_another_ece_is_refused(tmp_path):
+    method = tiny_method(absent="zero")
+    torch.save({"state_dict": method.state_dict(), "hyper_parameters": dict(method.hparams)}, tmp_path / "zero")
+    load_value_net(ValueNet(16), str(tmp_path / "zero"), "zero")
+    with pytest.raises(UserError, match="absent zero"):
+        load_value_net(ValueNet(16), str(tmp_path / "zero"))
+    cal_sfda = CalSFDA(network=NETWORK, num_classes=4, source_checkpoint=str(tmp_path / "zero"))
+    with pytest.raises(UserError, match="absent zero"):
+        cal_sfda.initialise_from_source()
 
 
 def test_probabilities_and_estimates_come_from_one_pass():

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from sfda.metrics.ece_estimate import EceEstimateQuality, estimate_scatter, pearson, spearman
+from sfda.metrics.ece_estimate import EceEstimateQuality, FirstAndLast, estimate_scatter, pearson, spearman
 
 
 def scores(metric):
@@ -135,3 +135,17 @@ def test_the_scatter_has_labels_the_diagonal_and_the_correlations():
     assert "Pearson 0.91" in axis.get_title()
     assert "2 images" in axis.get_title()
     estimate_scatter(estimates, torch.full((3,), torch.nan), {"pearson": 0.0, "spearman": 0.0, "mae": 0.0})
+
+
+def test_first_and_last_means_are_those_of_the_known_images_of_two_processes(on_two_ranks):
+    def one_rank(rank):
+        course = FirstAndLast(steps=2)
+        for step in range(5):
+            estimates = torch.tensor([0.1 * step, 0.9]) + 0.2 * rank
+            course.add(estimates, estimates - 0.05, torch.tensor([True, rank == 1 and step == 0]))
+        return course.means()
+
+    one, other = on_two_ranks(one_rank)
+    assert one == other
+    # first: 0, 0.1 and 0.2, 1.1, 0.3; last: 0.3, 0.4 and 0.5, 0.6
+    assert one == pytest.approx((1.7 / 5, 0.45, 0.4))

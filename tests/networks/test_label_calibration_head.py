@@ -16,8 +16,8 @@ from sfda.networks.label_calibration_head import (
     fit_temperature,
     prototype_sums,
     prototypes_from_sums,
-    sum_over_ranks,
 )
+from sfda.ranks import sum_over_ranks
 
 examples = settings(deadline=None, max_examples=25)
 
