@@ -119,6 +119,8 @@ class FirstAndLast:
 
     def means(self) -> tuple[float, float, float]:
         """First and last mean estimate, and last mean truth; NaN without an image. All processes call it together."""
+        if not self.last:
+            return math.nan, math.nan, math.nan
         device = self.last[-1].device
         first, last = (torch.stack([row.to(device) for row in rows]).sum(0) for rows in (self.first, self.last))
         estimate, _, images, end, truth, images_at_end = sum_over_ranks(torch.cat([first, last])).tolist()

@@ -149,3 +149,4 @@ def test_first_and_last_means_are_those_of_the_known_images_of_two_processes(on_
     assert one == other
     # first: 0, 0.1 and 0.2, 1.1, 0.3; last: 0.3, 0.4 and 0.5, 0.6
     assert one == pytest.approx((1.7 / 5, 0.45, 0.4))
+    assert all(math.isnan(mean) for mean in FirstAndLast().means())
