@@ -8,8 +8,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, TypeGuard
 
 from sfda.errors import UserError
+from sfda.yaml_files import read_yaml
 
 LOGGER = "--trainer.logger"
 FRAGMENT_OPTIONS = ("--config", "-c", "--model", "--data", "--trainer", LOGGER)
@@ -72,8 +74,9 @@ def expand(subcommand: str, arguments: Sequence[str]) -> list[str]:
         given = run_arguments(subcommand, Path(folder), rest)
     expanded: list[str] = []
     for option, value in _pairs(given):
-        if option in FRAGMENT_OPTIONS and value is not None and value.endswith((".yaml", ".yml", ".json")):
+        if option in FRAGMENT_OPTIONS and _is_file_name(value):
             value = str(find_fragment(value))
+            _check_files(Path(value))
         if option in ("--config", "-c"):
             _check_order(expanded, value)
         if option in ("--model.num_classes", "--model.init_args.num_classes"):
@@ -141,6 +144,18 @@ def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
             yield option, rest.pop(0)
         else:
             yield option + equals + value, None
+
+
+def _is_file_name(value: Any) -> TypeGuard[str]:
+    return isinstance(value, str) and value.endswith((".yaml", ".yml", ".json"))
+
+
+def _check_files(path: Path) -> None:
+    """Read a config and the fragments that it names, so that what is wrong with them is said in our words."""
+    content = read_yaml(path)
+    for value in content.values() if isinstance(content, dict) else ():
+        if _is_file_name(value) and (path.parent / value).is_file():
+            read_yaml(path.parent / value)
 
 
 def _check_order(before: Sequence[str], config: str | None) -> None:

@@ -11,11 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sfda.arguments import find_fragment
 from sfda.data.config import data_options, model_options
 from sfda.errors import UserError
+from sfda.yaml_files import read_mapping
 
 CALIBRATORS = ("temperature_scaling", "pseudo_cal", "label_calibration")
 """Methods that `sfda calibrate` fits, by the names of their fragments."""
@@ -54,7 +53,7 @@ def calibration_arguments(run: Path, calibrator: str, out: Path | None, more: Se
     model = model_options(run)
     if not checkpoint.is_file():
         raise UserError(f"--run {run}: this run has no selected.ckpt; finish it with `sfda fit --run {run}`")
-    content: dict[str, Any] = yaml.safe_load(config.read_text(encoding="utf-8"))
+    content = read_mapping(config)
     if calibrator == "label_calibration":
         _check_for_label_calibration(checkpoint, model, config)
     options = {

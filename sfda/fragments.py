@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import ArgumentParser
 
 from sfda.data.readers import Domain
 from sfda.errors import UserError
+from sfda.yaml_files import read_mapping
 
 
 def complete_fragments(arguments: Sequence[str]) -> list[str]:
@@ -35,8 +35,8 @@ def complete_fragments(arguments: Sequence[str]) -> list[str]:
 
 def _left_open(fragment: Path) -> dict[str, Any]:
     """Options, with their defaults, that a fragment of a class does not name."""
-    content = yaml.safe_load(fragment.read_text(encoding="utf-8"))
-    if not isinstance(content, dict) or "class_path" not in content:
+    content = read_mapping(fragment)
+    if "class_path" not in content:
         raise UserError(f"{fragment}: a model or data file begins with class_path, then init_args")
     parser = ArgumentParser()
     parser.add_class_arguments(_import(content["class_path"], fragment), "options")

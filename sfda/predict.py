@@ -22,6 +22,7 @@ from sfda.data.config import data_options, domains_of, model_options
 from sfda.data.errors import UnreadableFile
 from sfda.data.images import read_image
 from sfda.data.label_spaces import CITYSCAPES19, CITYSCAPES_IDS, IGNORE, ClassSet, Lookup, index_map, load_class_set
+from sfda.data.paths import IMAGE_TYPES, describe_left_out, files_below
 from sfda.data.transforms import resize_image
 from sfda.drawing import colour
 from sfda.errors import UserError
@@ -31,7 +32,6 @@ from sfda.networks.finite import refuse_nan
 from sfda.progress import progress
 
 Array = npt.NDArray[np.uint8]
-IMAGE_TYPES = (".png", ".jpg", ".jpeg")
 
 
 @dataclass(frozen=True)
@@ -138,23 +138,22 @@ def _jobs(images: Path, out: Path, label_ids: bool) -> list[Job]:
     if images.resolve() == out.resolve() or out.is_file():
         raise UserError(f"--out {out}: must be a folder, and another one than that of the images")
     folder = images if images.is_dir() else images.parent
-    found = [path for path in (images.rglob("*") if images.is_dir() else [images]) if _is_image(path)]
-    if images.resolve() in out.resolve().parents:  # predictions of an earlier call are no images to predict
-        found = [path for path in found if out.resolve() not in path.resolve().parents]
+    # Without `out`: predictions of an earlier call are no images to predict.
+    files = sorted(files_below(images, without=out)) if images.is_dir() else [images]
+    found = [path for path in files if path.suffix.lower() in IMAGE_TYPES]
+    left_out = describe_left_out([path for path in files if path.suffix.lower() not in IMAGE_TYPES])
     if not found:
-        raise UserError(f"--images {images}: no image ({', '.join(IMAGE_TYPES)}) there")
+        raise UserError(f"--images {images}: no image ({', '.join(IMAGE_TYPES)}) there{left_out and f'; {left_out}'}")
+    if left_out:
+        Console().print(Text(left_out, style="yellow"), soft_wrap=True)
     jobs: dict[Path, Job] = {}
-    for path in sorted(found):
+    for path in found:
         name = path.stem.removesuffix("_leftImg8bit") if label_ids else path.stem
         stem = out / path.parent.relative_to(folder) / name
         if stem in jobs:
             raise UserError(f"{jobs[stem].image} and {path} would give the same file {stem.name}_*.png: rename one")
         jobs[stem] = Job(path, stem)
     return list(jobs.values())
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_TYPES and not path.name.startswith(".") and path.is_file()
 
 
 # ---------------------------------------------------------------- predictions

@@ -81,6 +81,33 @@ def test_what_is_written(predict, photos, source_model, tmp_path):
         assert len(np.unique(ids)) > 1
 
 
+def test_folders_that_are_links_are_looked_into_and_loops_are_not(predict, photos, tmp_path):
+    (photos / "deep").rename(tmp_path / "disk")
+    (photos / "deep").symlink_to(tmp_path / "disk")
+    (photos / "deep/er/loop").symlink_to(photos)
+    status, text = predict()
+    assert (status, text.splitlines()[-1].startswith("3 predicted,")) == (0, True)
+    written = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*_trainIds.png")}
+    assert written == {f"{name.rpartition('.')[0]}_trainIds.png" for name in SIZES}
+
+
+def test_images_of_every_type_are_predicted_and_other_files_are_named(predict, photos, tmp_path):
+    for ending in ("tif", "TIFF", "bmp", "webp"):
+        Image.open(photos / "a.png").save(photos / f"{ending}.{ending}")
+    for name in ("notes.txt", "deep/moving.gif", ".DS_Store"):
+        (photos / name).write_bytes(b"")
+    status, text = predict()
+    assert (status, text.splitlines()[-1].startswith("7 predicted,")) == (0, True)
+    lines = [line for line in text.splitlines() if "left out" in line]
+    assert lines == [
+        f"2 files are left out (.gif: 1, .txt: 1), for example {photos}/deep/moving.gif; "
+        "images are .png, .jpg, .jpeg, .tif, .tiff, .bmp, .webp"
+    ]
+    status, text = predict(images=photos / "notes.txt")
+    assert status == 2
+    assert "there; 1 file is left out (.txt: 1)" in text
+
+
 def test_the_class_file_reads_the_predictions(predict, tmp_path):
     predict()
     classes = load_class_set(str(tmp_path / "out/classes.yaml"))
@@ -207,7 +234,7 @@ def test_what_is_refused(predict, photos, source_model, tmp_path):
             {**checkpoint, "hyper_parameters": {**checkpoint["hyper_parameters"], "_class_path": path}}, tmp_path / name
         )
     for arguments, places, message in (
-        ((), {"images": tmp_path / "empty"}, "no image (.png, .jpg, .jpeg) there"),
+        ((), {"images": tmp_path / "empty"}, "no image (.png, .jpg, .jpeg, .tif, .tiff, .bmp, .webp) there"),
         ((), {"images": source_model}, "no image"),
         ((), {"images": tmp_path / "gone"}, "no such file or folder"),
         ((), {"out": photos}, "another one than that of the images"),

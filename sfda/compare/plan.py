@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sfda.arguments import experiment_arguments, find_fragment
+from sfda.data.paths import expand_path
 from sfda.errors import UserError
+from sfda.yaml_files import read_mapping, read_yaml
 
 VALIDATED_ONLY = "SourceOnly"
 _KEYS = {"benchmark", "experiments", "seeds", "prepare", "options"}
@@ -95,8 +95,8 @@ def read_comparison(name: str) -> Comparison:
         UserError: no such file, or it says something that a compare file does not have.
     """
     path = find_fragment(name)
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(content, Mapping) or not {"benchmark", "experiments", "seeds"} <= set(content) <= _KEYS:
+    content = read_mapping(path)
+    if not {"benchmark", "experiments", "seeds"} <= set(content) <= _KEYS:
         raise UserError(
             f"{path}: a compare file has the keys benchmark, experiments and seeds, and may have prepare and options"
         )
@@ -141,7 +141,7 @@ def plan(comparison: Comparison, out: Path) -> list[Stage]:
 def make_stage(benchmark: str, experiment: str, seed: int, out: Path, options: Sequence[str] = ()) -> Stage:
     """The stage of one experiment: checkpoints of other experiments are looked for below `out`."""
     files = [word for word in experiment_arguments(f"{benchmark}/{experiment}") if word.endswith(".yaml")]
-    model, override = (yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {} for path in files[1:])
+    model, override = (read_mapping(Path(path)) for path in files[1:])
     pattern = re.compile(rf"runs/{re.escape(benchmark)}/([^/]+)/seed\d+/(selected|last)\.ckpt")
     folder = out / experiment / f"seed{seed}"
     arguments = [f"{benchmark}/{experiment}", "--seed_everything", str(seed), "--out", str(folder)]
@@ -175,15 +175,15 @@ def with_references(path: Path) -> Sequence[Path]:
     Raises:
         UserError: a fragment is missing.
     """
-    content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    content = read_mapping(path)
     named = {key: path.parent / value for key, value in content.items() if _is_config(value)}
     for key, file in named.items():
         if not file.is_file():
             raise UserError(f"{path}: `{key}` names {file}, which is not there; paths in this file are relative to it")
-    contents = [content, *(yaml.safe_load(file.read_text(encoding="utf-8")) for file in named.values())]
+    contents = [content, *map(read_yaml, named.values())]
     leaves = [value for each in contents for key, value in _leaves(each) if "." in key and _is_config(value)]
     # A class file is relative to the working directory; the data module says so where it is missing.
-    return [path, *named.values(), *filter(Path.is_file, map(Path, leaves))]
+    return [path, *named.values(), *filter(Path.is_file, map(expand_path, leaves))]
 
 
 def _is_config(value: Any) -> bool:

@@ -26,7 +26,7 @@ from sfda.data.config import data_options, domains_of
 from sfda.data.errors import MissingLabels, UnreadableFile
 from sfda.data.images import read_image, read_orientation
 from sfda.data.label_spaces import CITYSCAPES19, ClassSet, Lookup, load_class_set, score_groups
-from sfda.data.layouts import Domain, Pair, Split, label_folder, read_pairs
+from sfda.data.layouts import Domain, Pair, Split, describe_other_files, label_folder, lacks_validation, read_pairs
 from sfda.data.readers import class_set_of_files, labels_in, read_label
 from sfda.errors import UserError
 from sfda.progress import progress
@@ -83,6 +83,8 @@ class SplitReport:
     classes: ClassSet = CITYSCAPES19
     table: Lookup | None = None
     needs_no_labels: bool = False
+    needs_no_images: bool = False
+    other_files: str = ""
     found: Findings = field(default_factory=Findings)
 
     @property
@@ -158,6 +160,10 @@ def _list_split(report: SplitReport, classes: ClassSet, score_classes: ClassSet)
             report.found.faults.append(str(fault))
 
     try:
+        report.other_files = describe_other_files(report.domain, report.split)
+        report.needs_no_images = (report.name, report.split) == ("target", "val") and lacks_validation(report.domain)
+        if report.needs_no_images:
+            return report
         report.pairs = read_pairs(report.domain, report.split, with_labels=True, report=note)
         if any(pair.label for pair in report.pairs):
             _look_up(report, classes, score_classes)

@@ -37,8 +37,16 @@ def print_tables(reports: Sequence[SplitReport], console: Console) -> None:
     for group in by_classes.values():
         console.print(_class_table(group))
     for report in reports:
+        if report.needs_no_images:
+            console.print(
+                f"{report.title}: no images (fine: a method that reads no labels is then watched and scored on the "
+                "training images; every other method, and scoring by labels, needs some)",
+                soft_wrap=True,
+            )
         if report.needs_no_labels:
             console.print(f"{report.title}: no labels (fine: adapting needs none; scoring does)")
+        if report.other_files:
+            console.print(Text(f"{report.title}: {report.other_files}", style="yellow"), soft_wrap=True)
         if report.found.turned:
             console.print(Text(_turned(report.title, report.found.turned), style="yellow"), soft_wrap=True)
         names = [name for name, count in zip(report.classes.names, report.found.images, strict=False) if not count]

@@ -7,11 +7,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sfda.arguments import find_fragment
 from sfda.data.layouts import Domain
 from sfda.errors import UserError
+from sfda.yaml_files import read_mapping
 
 
 def data_options(name: str) -> dict[str, Any]:
@@ -24,11 +23,11 @@ def data_options(name: str) -> dict[str, Any]:
         UserError: no such file, no YAML, or nothing about data in it.
     """
     path = find_fragment(name)
-    content = _read(path)
+    content = read_mapping(path)
     data = content.get("data", content)
     if isinstance(data, str):  # LightningCLI, too, reads it relative to the file in which it stands
         path = path.parent / data
-        data = _read(path)
+        data = read_mapping(path)
     options = data.get("init_args") if isinstance(data, dict) else None
     if not isinstance(options, dict) or not options.get("target"):
         raise UserError(
@@ -47,7 +46,7 @@ def model_options(run: Path) -> dict[str, Any]:
     path = run / "config.yaml"
     if not path.is_file():
         raise UserError(f"--run {run}: not a run folder, it has no config.yaml")
-    model: Any = _read(path).get("model")
+    model: Any = read_mapping(path).get("model")
     options = model.get("init_args") if isinstance(model, dict) else None
     if not isinstance(options, dict) or not isinstance(model.get("class_path"), str):
         raise UserError(f"{path}: names no `model` with class_path and init_args; give a run folder that `sfda` wrote")
@@ -76,13 +75,3 @@ def _domain(name: str, given: Any) -> Domain:
     if wrong := [key for key, value in given.items() if key != "max_pixels" and not isinstance(value, str | None)]:
         raise UserError(f"`{name}` has options that are no text: {', '.join(wrong)}")
     return Domain(**given)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read as YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: not a config, it holds no mapping")
-    return content

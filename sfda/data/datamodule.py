@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import lightning as L
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader
 from sfda.data.datasets import Batch, EvaluationSet, Item, Size, TrainingSet, collate, to_device_format
 from sfda.data.errors import MissingLabels
 from sfda.data.label_spaces import ClassSet, Lookup, load_class_set, score_groups
+from sfda.data.layouts import image_folder, lacks_validation
 from sfda.data.readers import Domain, SegmentationSet
 from sfda.data.sampling import EvaluationSampler, TrainingSampler, run_seed
 from sfda.data.transforms import RandomViews
@@ -34,7 +34,9 @@ class DomainAdaptationDataModule(L.LightningDataModule):
     While fitting, the training set holds the images, and where declared the labels, of the domains that the method
     reads. Validation during a fit looks at the target (the source for a method that reads no target images), with
     labels only where the method reads that domain's labels. `validate` scores the validation sets of both domains,
-    by labels where there are any; a source whose folder is not there is left out with a warning.
+    by labels where there are any; a source whose folder is not there is left out with a warning. Where the target has
+    no folder of validation images, its training images, without labels, stand in for them, with a warning and for
+    methods that read no labels.
 
     A training batch is ``{"target": {...}, "source": {...}}`` with the domains that are read; see
     `sfda.data.datasets.collate` for what stands in each.
@@ -108,12 +110,16 @@ class DomainAdaptationDataModule(L.LightningDataModule):
                 if f"{domain}_images" in reads
             }
             domain: DomainName = "target" if "target_images" in reads else "source"
-            self.validation_sets = {domain: self._open(domain, "val", f"{domain}_labels" in reads, self.score_classes)}
+            self.validation_sets = {
+                domain: self._open_stand_in("the fit is watched on")
+                if domain == "target" and self._needs_stand_in()
+                else self._open(domain, "val", f"{domain}_labels" in reads, self.score_classes)
+            }
             self._check_batch_size()
         elif stage == "validate":
             self.validation_sets = {"target": self._open_to_score("target")}
             if (source := self.domains["source"]) is not None:
-                if Path(source.root).exists():
+                if source.folder.exists():
                     self.validation_sets["source"] = self._open_to_score("source")
                 else:
                     warnings.warn(f"{source.root} does not exist: the source domain is not scored", stacklevel=1)
@@ -125,7 +131,24 @@ class DomainAdaptationDataModule(L.LightningDataModule):
                     "--trainer.devices"
                 )
 
+    def _needs_stand_in(self) -> bool:
+        """Whether the target has training images alone, which is enough for a method that reads no labels."""
+        target, reads = self.domains["target"], self.method.reads
+        return target is not None and lacks_validation(target) and not any(read.endswith("_labels") for read in reads)
+
+    def _open_stand_in(self, what: str) -> SegmentationSet:
+        samples = self._open("target", "train", False, self.score_classes)
+        if self._world()[1] == 0:
+            warnings.warn(
+                f"no validation images in {image_folder(samples.domain, 'val')}: {what} its {len(samples)} training "
+                "images",
+                stacklevel=1,
+            )
+        return samples
+
     def _open_to_score(self, name: DomainName) -> SegmentationSet:
+        if name == "target" and self._needs_stand_in():
+            return self._open_stand_in("only label-free scores, of")
         try:
             return self._open(name, "val", True, self.score_classes)
         except MissingLabels as missing:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import yaml
 
+from sfda.data.paths import expand_path
 from sfda.errors import UserError
+from sfda.yaml_files import read_yaml
 
 IGNORE = 255
 """Train id of pixels that take part in no loss, no metric, no bin and no count."""
@@ -114,14 +114,10 @@ def load_class_set(name: str) -> ClassSet:
     """
     if name in _BY_NAME:
         return _BY_NAME[name]
-    path = Path(name)
+    path = expand_path(name)
     if not path.is_file():
         raise UserError(f"class set {name!r}: neither one of {', '.join(_BY_NAME)} nor an existing YAML file")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"class set {name}: cannot be read as YAML: {error}") from error
-    return _parse(name, content)
+    return _parse(name, read_yaml(path))
 
 
 def _parse(path: str, content: Any) -> ClassSet:

@@ -16,12 +16,12 @@ from typing import Literal, NoReturn
 
 from sfda.data.errors import BadList, DuplicateName, EmptyFolder, MissingLabels, MissingRoot
 from sfda.data.formats import MAX_PIXELS
+from sfda.data.paths import IMAGE_TYPES, describe_left_out, expand_path, files_below
 from sfda.errors import UserError
 
 Split = Literal["train", "val"]
 Report = Callable[[UserError], None]
 
-_IMAGE_TYPES = (".png", ".jpg", ".jpeg")
 _VAL_SHARE = 0.1
 
 
@@ -55,6 +55,11 @@ class Domain:
     val_labels: str = "val/labels"
     max_pixels: int = MAX_PIXELS
 
+    @property
+    def folder(self) -> Path:
+        """The root, as a path that exists if the data set is there."""
+        return expand_path(self.root)
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -72,7 +77,21 @@ class _Place:
     folder: Path
     suffix: str = ""
     by_city: bool = False
-    types: tuple[str, ...] = _IMAGE_TYPES
+    types: tuple[str, ...] = IMAGE_TYPES
+
+    @property
+    def pattern(self) -> str:
+        """What its files are named like, without the type."""
+        return f"{'<city>/' if self.by_city else ''}*{self.suffix}"
+
+    def files(self, root: Path) -> Iterator[Path]:
+        """All files in the folder (in the cities and beside them, `by_city`), whatever they are."""
+        return files_below(root / self.folder, levels=int(self.by_city))
+
+    def takes(self, path: Path, root: Path) -> bool:
+        """Whether one of `files` has its place, its type and its name right."""
+        in_place = not self.by_city or path.parent != root / self.folder
+        return in_place and path.suffix.lower() in self.types and path.stem.endswith(self.suffix)
 
 
 def _places(domain: Domain, split: Split) -> tuple[_Place, _Place]:
@@ -90,12 +109,32 @@ def _places(domain: Domain, split: Split) -> tuple[_Place, _Place]:
         "train": (domain.train_images, domain.train_labels),
         "val": (domain.val_images, domain.val_labels),
     }[split]
-    return _Place(Path(images)), _Place(Path(labels), types=labels_only)
+    return _Place(expand_path(images)), _Place(expand_path(labels), types=labels_only)
+
+
+def image_folder(domain: Domain, split: Split) -> Path:
+    """Where the images of a split have their place."""
+    return domain.folder / _places(domain, split)[0].folder
+
+
+def lacks_validation(domain: Domain) -> bool:
+    """Whether there is a folder of training images and none of validation images, and the user has named none."""
+    train, val = image_folder(domain, "train"), image_folder(domain, "val")
+    return train.is_dir() and not val.exists() and domain.val_images == Domain.val_images
 
 
 def label_folder(domain: Domain, split: Split) -> Path:
     """Where the labels of a split have their place."""
-    return Path(domain.root).expanduser() / _places(domain, split)[1].folder
+    return domain.folder / _places(domain, split)[1].folder
+
+
+def describe_other_files(domain: Domain, split: Split) -> str:
+    """One line about the files in the image folder of a split that are not taken for images; "" without any."""
+    images = _places(domain, split)[0]
+    if not image_folder(domain, split).is_dir():
+        return ""
+    others = [path for path in images.files(domain.folder) if not images.takes(path, domain.folder)]
+    return describe_left_out(others, images.pattern)
 
 
 def _raise(fault: UserError) -> NoReturn:
@@ -123,7 +162,7 @@ def read_pairs(domain: Domain, split: Split, with_labels: bool, report: Report =
         UserError: an option that the layout does not have.
     """
     _check_options(domain)
-    root = Path(domain.root).expanduser()
+    root = domain.folder
     images, labels = _places(domain, split)
     found = _find_images(root, images, labels, report)
     if domain.layout in ("gta5", "synthia"):
@@ -156,15 +195,10 @@ def _natural(name: str) -> tuple[list[tuple[bool, int, str]], str]:
     return [(not digits, int(digits or 0), text) for digits, text in re.findall(r"([0-9]+)|([^0-9]+)", name)], name
 
 
-def _children(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.iterdir()) if not path.name.startswith("."))
-
-
-def _files_by_name(folder: Path, place: _Place, report: Report) -> dict[str, Path]:
-    folders = [city for city in _children(folder) if city.is_dir()] if place.by_city else [folder]
+def _files_by_name(root: Path, place: _Place, report: Report) -> dict[str, Path]:
     found: dict[str, Path] = {}
-    for path in (path for parent in folders for path in _children(parent)):
-        if path.suffix.lower() not in place.types or not path.stem.endswith(place.suffix):
+    for path in place.files(root):
+        if not place.takes(path, root):
             continue
         name = path.stem[: len(path.stem) - len(place.suffix)]
         if name in found:
@@ -184,10 +218,9 @@ def _find_images(root: Path, images: _Place, labels: _Place, report: Report) -> 
         raise MissingRoot(
             f"{folder}: no such folder, and images are expected there{_likely_root(root, images, labels)}"
         )
-    if found := _files_by_name(folder, images, report):
+    if found := _files_by_name(root, images, report):
         return found
-    pattern = f"{'<city>/' if images.by_city else ''}*{images.suffix}"
-    message = f"{folder}: no image {pattern} ({', '.join(images.types)}) in it"
+    message = f"{folder}: no image {images.pattern} ({', '.join(images.types)}) in it"
     if not images.by_city and (deeper := next(_other_folders(folder, root / labels.folder), None)):
         message += f"; are they in {deeper}? Their place is {folder} itself"
     raise EmptyFolder(message)
@@ -207,14 +240,15 @@ def _likely_root(root: Path, images: _Place, labels: _Place) -> str:
 
 def _other_folders(folder: Path, label_folder: Path) -> Iterator[Path]:
     """Folders in `folder`, without a glance at the one of the labels."""
-    return (path for path in _children(folder) if not label_folder.is_relative_to(path) and path.is_dir())
+    visible = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    return (path for path in visible if not label_folder.is_relative_to(path) and path.is_dir())
 
 
 def _find_labels(
     root: Path, images: _Place, labels: _Place, wanted: dict[str, Path], report: Report
 ) -> dict[str, Path]:
     folder = root / labels.folder
-    found = _files_by_name(folder, labels, report) if folder.is_dir() else {}
+    found = _files_by_name(root, labels, report) if folder.is_dir() else {}
     expected = {
         name: folder / image.parent.relative_to(root / images.folder) / f"{name}{labels.suffix}.png"
         for name, image in wanted.items()
@@ -233,8 +267,8 @@ def _find_labels(
 
 def _names_of_split(domain: Domain, root: Path, split: Split, names: set[str], report: Report) -> Iterable[str]:
     lists = {
-        "train": Path(domain.train_list).expanduser() if domain.train_list else root / "train.txt",
-        "val": Path(domain.val_list).expanduser() if domain.val_list else root / "val.txt",
+        "train": expand_path(domain.train_list) if domain.train_list else root / "train.txt",
+        "val": expand_path(domain.val_list) if domain.val_list else root / "val.txt",
     }
     given = {"train": domain.train_list, "val": domain.val_list}
     if given[split] or lists[split].is_file():
@@ -258,7 +292,7 @@ def _names_in_list(path: Path, names: set[str], report: Report) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise BadList(f"{path}: the list of names cannot be read ({error})") from error
     listed = [Path(line.strip()) for line in lines if line.strip()]
-    stems = [entry.stem if entry.suffix.lower() in _IMAGE_TYPES else entry.name for entry in listed]
+    stems = [entry.stem if entry.suffix.lower() in IMAGE_TYPES else entry.name for entry in listed]
     if not stems:
         raise BadList(f"{path}: the list is empty; write one name a line, such as {min(names)}")
     if missing := [stem for stem in stems if stem not in names]:

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sfda.arguments import expand, find_fragment
 from sfda.compare.plan import with_references
 from sfda.errors import UserError
 from sfda.sweep.sampling import Parameter, read_parameter
+from sfda.yaml_files import read_yaml
 
 ARGS = "${args}"
 _NEEDED = {"method", "metric", "parameters", "command"}
@@ -89,10 +88,7 @@ def read_sweep(name: str) -> Sweep:
         UserError: no such file, it is not as W&B's sweep files are, or only W&B's server can carry it out.
     """
     path = find_fragment(name)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is no YAML: {error}") from error
+    content = read_yaml(path)
     try:
         return _sweep(path.stem, content)
     except UserError as error:

@@ -219,6 +219,33 @@ def test_a_target_without_training_labels_is_fine(check, tmp_path, rng):
     assert "1 fault; " in text.splitlines()[-1]
 
 
+@pytest.mark.medium
+def test_a_target_of_training_images_alone_is_fine(check, tmp_path, rng):
+    write_folder(tmp_path / "f", 2, rng)
+    (tmp_path / "f/val").rename(tmp_path / "elsewhere")
+    domain = {"layout": "folder", "root": str(tmp_path / "f"), "classes": str(tmp_path / "f/classes.yaml")}
+    status, text = check(target=domain)
+    assert status == 0
+    assert "target val: no images (fine: a method that reads no labels is then watched and scored on the " in text
+    status, text = check(target={**domain, "val_images": "vla"})
+    assert status == 1
+    assert "vla: no such folder" in text
+
+
+@pytest.mark.medium
+def test_files_that_are_left_out_are_named_once_for_each_split_and_are_no_fault(check, tmp_path, rng):
+    write_folder(tmp_path / "f", 1, rng)
+    for name in ("train/images/a.gif", "train/images/b.gif", "val/images/c.txt"):
+        (tmp_path / "f" / name).write_bytes(b"")
+    status, text = check(
+        target={"layout": "folder", "root": str(tmp_path / "f"), "classes": str(tmp_path / "f/classes.yaml")}
+    )
+    assert status == 0
+    assert text.count("left out") == 2
+    assert "target train: 2 files are left out (.gif: 2), for example " in text
+    assert "target val: 1 file is left out (.txt: 1), for example " in text
+
+
 def test_what_is_wrong_with_a_root_is_said_once(check, tmp_path):
     status, text = check(target={"layout": "gta5", "root": str(tmp_path / "gone")}, classes="cityscapes91")
     assert status == 1

@@ -5,7 +5,7 @@ from lightning.pytorch import Trainer
 
 from sfda.data.datamodule import DomainAdaptationDataModule
 from sfda.data.datasets import collate
-from sfda.data.errors import BadPair
+from sfda.data.errors import BadPair, EmptyFolder, MissingRoot
 from sfda.data.readers import Domain
 from sfda.errors import UserError
 from tiny_files import write_folder
@@ -81,6 +81,39 @@ def test_validate_scores_both_domains_or_says_which_is_missing(town, tmp_path):
     with pytest.warns(UserWarning, match="gone does not exist: the source domain is not scored"):
         data.setup("validate")
     assert list(data.validation_sets) == ["target"]
+
+
+def test_training_images_stand_in_for_validation_images_where_no_label_is_read(town, tmp_path):
+    (tmp_path / "c/leftImg8bit").mkdir(parents=True)
+    (tmp_path / "c/leftImg8bit/train").symlink_to(town / "cityscapes/leftImg8bit/train")
+    (tmp_path / "c/gtFine").symlink_to(town / "cityscapes/gtFine")
+
+    def set_up(stage, *reads):
+        data = data_module(town, reads)
+        data.domains = {"source": None, "target": Domain("cityscapes", str(tmp_path / "c"))}
+        if any(read.startswith("source") for read in reads):
+            data.domains["source"] = Domain("gta5", str(town / "gta5"))
+        data.setup(stage)
+        return data.validation_sets
+
+    for stage, message in (("fit", "the fit is watched on its 16"), ("validate", "only label-free scores, of its 16")):
+        with pytest.warns(UserWarning, match=f"no validation images in .*leftImg8bit/val: {message} training images"):
+            (samples,) = set_up(stage, "target_images").values()
+        assert (len(samples), samples.with_labels) == (16, False)
+        for reads in (["target_images", "target_labels"], ["source_images", "source_labels", "target_images"]):
+            with pytest.raises(MissingRoot, match="leftImg8bit/val: no such folder"):
+                set_up(stage, *reads)
+    (tmp_path / "c/leftImg8bit/val").mkdir()
+    with pytest.raises(EmptyFolder, match="leftImg8bit/val: no image"):
+        set_up("fit", "target_images")
+
+
+def test_validate_finds_a_source_in_the_home_folder(town, monkeypatch):
+    monkeypatch.setenv("HOME", str(town))
+    data = data_module(town, ["target_images"])
+    data.domains["source"] = Domain("gta5", "~/gta5")
+    data.setup("validate")
+    assert list(data.validation_sets) == ["target", "source"]
 
 
 def test_images_become_floats_and_labels_integers_on_the_device(town):

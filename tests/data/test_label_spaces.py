@@ -174,6 +174,12 @@ def test_faults_of_yaml_files(content: Any, message: str, tmp_path: Path) -> Non
     assert str(tmp_path / "classes.yaml") in str(caught.value)
 
 
+def test_a_class_file_may_be_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    load(tmp_path, TWO)
+    assert load_class_set("~/classes.yaml").names == ("a", "b")
+
+
 def test_a_binary_file_is_no_class_set(tmp_path: Path) -> None:
     (tmp_path / "classes.yaml").write_bytes(b"\xff\xfe\x00\x81")
     with pytest.raises(UserError, match="cannot be read as YAML"):

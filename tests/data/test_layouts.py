@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from sfda.data.errors import BadList, DuplicateName, EmptyFolder, MissingLabels, MissingRoot
-from sfda.data.layouts import Domain, read_pairs
+from sfda.data.images import read_image
+from sfda.data.layouts import Domain, describe_other_files, label_folder, lacks_validation, read_pairs
+from sfda.data.paths import files_below
 from sfda.errors import UserError
-from tiny_files import SIZE, save, write_cityscapes, write_gta5, write_synthia
+from tiny_files import SIZE, save, write_cityscapes, write_folder, write_gta5, write_synthia
 
 BLACK = np.zeros((*SIZE, 3), np.uint8)
 
@@ -163,7 +165,7 @@ def test_gta5_parts_that_were_not_merged(tmp_path: Path, rng) -> None:
 
 def test_empty_folders(tmp_path: Path) -> None:
     save(BLACK, tmp_path / "leftImg8bit/train/aachen/without_suffix.png")
-    with pytest.raises(EmptyFolder, match=r"no image <city>/\*_leftImg8bit \(\.png, \.jpg, \.jpeg\)"):
+    with pytest.raises(EmptyFolder, match=r"no image <city>/\*_leftImg8bit \(\.png, \.jpg, \.jpeg, "):
         read_pairs(Domain("cityscapes", str(tmp_path)), "train", False)
     (tmp_path / "train/images").mkdir(parents=True)
     with pytest.raises(EmptyFolder, match="train/images: no image"):
@@ -180,3 +182,93 @@ def test_no_labels_at_all(tmp_path: Path, rng) -> None:
     save(BLACK, tmp_path / "f/train/labels/a.jpg")
     with pytest.raises(MissingLabels, match="labels are PNG files"):
         read_pairs(Domain("folder", str(tmp_path / "f")), "train", True)
+
+
+# ---------------------------------------------------------------- paths, links, types
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def test_a_tilde_is_the_home_folder_wherever_a_domain_names_a_path(home: Path, rng) -> None:
+    write_gta5(home / "g", 2, rng)
+    (home / "mine.txt").write_text("00002")
+    domain = Domain("gta5", "~/g", train_list="~/mine.txt", val_list="~/mine.txt")
+    assert [pair.image for pair in read_pairs(domain, "train", True)] == [home / "g/images/00002.png"]
+    write_folder(home / "f", 1, rng)
+    mixed = Domain("folder", "~/g", val_images="~/f/val/images", val_labels="~/f/val/labels")
+    assert [pair.name for pair in read_pairs(mixed, "val", True)] == ["val_0"]
+    assert label_folder(mixed, "val") == home / "f/val/labels"
+    with pytest.raises(UserError, match="~nobody-at-all/g: there is no such home folder"):
+        read_pairs(Domain("gta5", "~nobody-at-all/g"), "train", False)
+
+
+def test_files_below_follow_links_and_end_in_loops(tmp_path: Path) -> None:
+    for name in ("disk/a/1.png", "disk/b/2.png", "tree/3.png", "tree/.hidden/4.png", "tree/out/5.png"):
+        save(BLACK, tmp_path / name)
+    (tmp_path / "tree/a").symlink_to(tmp_path / "disk/a")
+    (tmp_path / "disk/a/up").symlink_to(tmp_path / "tree")
+    (tmp_path / "tree/itself").symlink_to("itself")
+    (tmp_path / "tree/gone.png").symlink_to("nowhere.png")
+    (tmp_path / "tree/9.png").symlink_to(tmp_path / "disk/b/2.png")
+    found = [path.relative_to(tmp_path / "tree").as_posix() for path in files_below(tmp_path / "tree")]
+    assert found == ["3.png", "9.png", "gone.png", "itself", "a/1.png", "out/5.png"]
+    flat = files_below(tmp_path / "tree", levels=0, without=tmp_path / "tree/out")
+    assert [path.name for path in flat] == ["3.png", "9.png", "gone.png", "itself"]
+
+
+def test_cities_may_be_links(tmp_path: Path, rng) -> None:
+    write_cityscapes(tmp_path / "disk", 2, 0, rng)
+    (tmp_path / "c/leftImg8bit/train").mkdir(parents=True)
+    for city in ("aachen", "bremen"):
+        (tmp_path / "c/leftImg8bit/train" / city).symlink_to(tmp_path / "disk/leftImg8bit/train" / city)
+    (tmp_path / "c/leftImg8bit/train/aachen/loop").symlink_to(tmp_path / "c/leftImg8bit/train")
+    (tmp_path / "c/gtFine").symlink_to(tmp_path / "disk/gtFine")
+    pairs = read_pairs(Domain("cityscapes", str(tmp_path / "c")), "train", True)
+    assert [pair.name for pair in pairs] == ["aachen_000000_000019", "bremen_000001_000019"]
+    assert all(pair.label and pair.label.is_file() for pair in pairs)
+
+
+def test_every_type_that_is_decoded_is_listed_and_the_rest_is_named(tmp_path: Path) -> None:
+    images = tmp_path / "train/images"
+    for number, ending in enumerate((".png", ".JPG", ".jpeg", ".tif", ".TIFF", ".bmp", ".WebP")):
+        save(BLACK, images / f"{number}{ending}")
+    for name in ("a.gif", "b.GIF", "LICENSE", "notes.txt", ".hidden.gif"):
+        (images / name).write_bytes(b"")
+    domain = Domain("folder", str(tmp_path))
+    pairs = read_pairs(domain, "train", False)
+    assert [pair.name for pair in pairs] == list("0123456")
+    assert all((read_image(pair.image) == 0).all() for pair in pairs)
+    assert describe_other_files(domain, "train") == (
+        f"4 files are left out (.gif: 2, .txt: 1, no ending: 1), for example {images}/LICENSE; "
+        "images are .png, .jpg, .jpeg, .tif, .tiff, .bmp, .webp"
+    )
+    assert describe_other_files(domain, "val") == ""
+
+
+def test_images_of_cityscapes_with_another_name_or_place_are_named(tmp_path: Path, rng) -> None:
+    write_cityscapes(tmp_path, 1, 1, rng)
+    domain = Domain("cityscapes", str(tmp_path))
+    assert describe_other_files(domain, "train") == ""
+    save(BLACK, tmp_path / "leftImg8bit/train/stray_leftImg8bit.png")
+    save(BLACK, tmp_path / "leftImg8bit/train/aachen/other.png")
+    assert len(read_pairs(domain, "train", False)) == 1
+    text = describe_other_files(domain, "train")
+    assert text.startswith(f"2 files are left out (.png: 2), for example {tmp_path}/leftImg8bit/train/stray")
+    assert text.endswith(".webp named <city>/*_leftImg8bit")
+
+
+def test_a_target_lacks_validation_where_only_training_images_are_and_nothing_was_named(tmp_path: Path, rng) -> None:
+    domain = Domain("folder", str(tmp_path))
+    assert not lacks_validation(domain)  # nothing at all
+    save(BLACK, tmp_path / "train/images/a.png")
+    assert lacks_validation(domain)
+    assert not lacks_validation(dataclasses.replace(domain, val_images="vla"))
+    (tmp_path / "val/images").mkdir(parents=True)
+    assert not lacks_validation(domain)  # an empty folder is a mistake
+    write_cityscapes(tmp_path / "c", 1, 0, rng)
+    assert lacks_validation(Domain("cityscapes", str(tmp_path / "c")))
+    assert not lacks_validation(gta5(tmp_path / "g", rng))

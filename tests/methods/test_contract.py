@@ -41,6 +41,10 @@ def source_of(source_model: Path, request: pytest.FixtureRequest) -> Callable[[s
     return find
 
 
+SELECTOR = "--trainer.callbacks=[{class_path: sfda.callbacks.select_by_entropy.SelectByEntropy}]"
+TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp_fork"]
+
+
 def weights(path: Path) -> dict[str, torch.Tensor]:
     return torch.load(path, weights_only=True)["state_dict"]
 
@@ -133,6 +137,32 @@ def test_a_method_receives_only_what_it_declares(model, town, source_of, sfda, t
     whole = tmp_path / "with_everything"
     assert sfda("fit", *tiny_arguments(model, town, source_of(model)), "--out", whole) == 0
     assert_equal_weights(tmp_path / "run/last.ckpt", whole / "last.ckpt")
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize(
+    ("model", "more"),
+    [("ada_bn", []), ("tent", [SELECTOR]), ("label_calibration", []), ("self_training", [SELECTOR, *TWO])],
+    ids=["ada_bn", "tent", "label_calibration", "self_training on two_processes"],
+)
+def test_a_folder_of_training_images_is_enough(model, more, town, source_of, sfda, tmp_path, capfd):
+    images = sorted((town / "cityscapes/leftImg8bit/train").rglob("*.png"))
+    (tmp_path / "mine/train/images").mkdir(parents=True)
+    for image in images:
+        (tmp_path / "mine/train/images" / image.name).symlink_to(image)
+    data = ["--data.init_args.target.layout", "folder", "--data.init_args.target.root", str(tmp_path / "mine")]
+    arguments = [*tiny_arguments(model, town, source_of(model)), "--data.init_args.source", "null", *data, *more]
+    assert sfda("fit", *arguments, "--out", tmp_path / "run") == 0
+    said = f"no validation images in {tmp_path}/mine/val/images: "
+    assert capfd.readouterr().err.count(f"{said}the fit is watched on its 16 training images") == 1
+    assert sfda("validate", "--run", tmp_path / "run") == 0
+    assert capfd.readouterr().err.count(f"{said}only label-free scores, of its 16 training images") == 1
+    row = json.loads((tmp_path / "run/result.json").read_text())
+    assert row["target_entropy"] > 0
+    assert row["target_miou"] is None
+    assert row["selected_by"] == ("entropy" if SELECTOR in more else "last")
+    assert sfda("validate", *tiny_arguments("target_oracle", town), *data, "--out", tmp_path / "other") == 2
+    assert f"{tmp_path}/mine/val/images: no such folder" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("model", MODELS)

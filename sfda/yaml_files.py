@@ -1,0 +1,44 @@
+"""YAML files that a user writes, and what is wrong with them as a sentence. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sfda.errors import UserError
+
+
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML (or JSON) file.
+
+    Raises:
+        UserError: it cannot be read or parsed; the message has file, line and column.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: no UTF-8, or a date like 2026-13-01
+        raise UserError(f"{path}: cannot be read as YAML: {_reason(error)}") from error
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The content of a YAML (or JSON) file of keys and values, as every config is; an empty file has none.
+
+    Raises:
+        UserError: as `read_yaml`, or it holds something else.
+    """
+    content = read_yaml(path)
+    if not isinstance(content, dict | None):
+        raise UserError(f"{path}: not a config, it holds no mapping")
+    return content or {}
+
+
+def _reason(error: Exception) -> str:
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return str(error)
+    mark = error.problem_mark
+    reason = f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
+    if "escape" in reason:
+        reason += r"; in double quotes a \ begins an escape: write / or \\, or put the text into single quotes"
+    return reason
