@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,8 @@ _SYNTHIA = ClassSet(
     ids=SYNTHIA_IDS,
     ignore=frozenset(range(23)) - frozenset(SYNTHIA_IDS),
 )
+# The licence plate is 34 in the list of GTA5, and -1 in that of Cityscapes, whose 8-bit files have it as 255.
+_GTA5 = replace(CITYSCAPES19, name="gta5", ignore=CITYSCAPES19.ignore | {34})
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def class_set_of_files(domain: Domain) -> ClassSet:
     if domain.layout == "synthia":
         return _SYNTHIA
     if domain.layout != "folder":
-        return CITYSCAPES19
+        return _GTA5 if domain.layout == "gta5" else CITYSCAPES19
     if domain.classes is None:
         raise UserError(f"{domain.root}: set `classes` to the class set (a name or a YAML file) of its label files")
     return load_class_set(domain.classes)

@@ -295,9 +295,9 @@ def test_lookup_table_is_the_map_value_by_value(own: ClassSet, data: st.DataObje
 
 
 def test_values_that_the_official_layouts_have() -> None:
-    for layout in ("gta5", "cityscapes"):
+    for layout, values in (("gta5", [*range(35), 255]), ("cityscapes", [*range(34), 255])):
         table = labels_in(Domain(layout, "unused"), CITYSCAPES19)
-        assert np.flatnonzero(table != FAULT).tolist() == [*range(34), 255]
+        assert np.flatnonzero(table != FAULT).tolist() == values
     table = labels_in(Domain("synthia", "unused"), CITYSCAPES19)
     assert np.flatnonzero(table != FAULT).tolist() == list(range(23))
     assert {9, 14, 16}.isdisjoint(table[:23].tolist())
@@ -397,7 +397,15 @@ def test_the_limit_on_pixels_is_an_option_of_the_domain(tmp_path: Path, rng) -> 
             read_pairs(replace(domain, max_pixels=limit), "train", False)
 
 
-@pytest.mark.parametrize("values", [[34], [254], [34, 35, 36, 37, 38, 40]])
+def test_the_licence_plate_of_gta5_is_ignored(tmp_path: Path, rng) -> None:
+    domain = gta5(tmp_path, rng, n=1)
+    save(np.full(SIZE, 34, np.uint8), tmp_path / "labels/00001.png")
+    label = SegmentationSet(domain, "train", True, SYNTHIA16).read(0).label
+    assert label is not None
+    assert (label == 255).all()
+
+
+@pytest.mark.parametrize("values", [[35], [254], [35, 36, 37, 38, 39, 40]])
 def test_values_outside_the_map(values: list[int], tmp_path: Path, rng) -> None:
     domain = gta5(tmp_path, rng)
     label = np.zeros(SIZE, np.uint8)
