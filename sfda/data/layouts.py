@@ -23,6 +23,10 @@ Report = Callable[[UserError], None]
 
 _IMAGE_TYPES = (".png", ".jpg", ".jpeg")
 _VAL_SHARE = 0.1
+# Cityscapes in fog and rain: folders that stand in the place of `leftImg8bit`, and what their files' names have in
+# common. One frame is there several times, `<frame>_leftImg8bit_foggy_beta_0.02` being one of them.
+_WEATHER_FOLDERS = ("leftImg8bit_foggy", "leftImg8bit_foggyDBF", "leftImg8bit_rain")
+_WEATHER_NAME = re.compile("_leftImg8bit_(?:foggy|rain)_")
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,9 @@ class Domain:
     """One domain, source or target, as a user describes it.
 
     Attributes:
-        layout: How the files lie: `gta5`, `synthia`, `cityscapes` as published, or `folder` for anything else.
+        layout: How the files lie: `gta5`, `synthia`, `cityscapes` as published, or `folder` for anything else. Foggy
+            and Rainy Cityscapes are `cityscapes`: `leftImg8bit_foggy` or `leftImg8bit_rain` is read where there is no
+            `leftImg8bit`; the versions of a frame are images of their own that share its label.
         root: Folder of the data set.
         classes: Class set of the label files, a name or a YAML file (`folder` only, and only where labels are read).
             The named sets have Cityscapes label ids (7 is road) in their files, not train ids.
@@ -67,7 +73,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class _Place:
-    """Folder of images or labels, relative to the root; names are the stems without `suffix`."""
+    """Folder of images or labels, relative to the root; names are the stems without `suffix`.
+
+    With `by_city` (Cityscapes) files lie in folders of cities, and images may be versions in fog or rain.
+    """
 
     folder: Path
     suffix: str = ""
@@ -83,7 +92,7 @@ def _places(domain: Domain, split: Split) -> tuple[_Place, _Place]:
         return _Place(Path("RGB")), _Place(Path("GT/LABELS"), types=labels_only)
     if domain.layout == "cityscapes":
         return (
-            _Place(Path("leftImg8bit", split), "_leftImg8bit", by_city=True),
+            _Place(Path(_cityscapes_images(domain), split), "_leftImg8bit", by_city=True),
             _Place(Path("gtFine", split), "_gtFine_labelIds", by_city=True, types=labels_only),
         )
     images, labels = {
@@ -91,6 +100,16 @@ def _places(domain: Domain, split: Split) -> tuple[_Place, _Place]:
         "val": (domain.val_images, domain.val_labels),
     }[split]
     return _Place(Path(images)), _Place(Path(labels), types=labels_only)
+
+
+def _cityscapes_images(domain: Domain) -> str:
+    root = Path(domain.root).expanduser()
+    weather = [name for name in _WEATHER_FOLDERS if (root / name).is_dir()]
+    if not weather or (root / "leftImg8bit").is_dir():
+        return "leftImg8bit"
+    if len(weather) > 1:
+        raise UserError(f"{root}: holds {' and '.join(weather)}; give each a root of its own, with a link to gtFine")
+    return weather[0]
 
 
 def label_folder(domain: Domain, split: Split) -> Path:
@@ -164,13 +183,24 @@ def _files_by_name(folder: Path, place: _Place, report: Report) -> dict[str, Pat
     folders = [city for city in _children(folder) if city.is_dir()] if place.by_city else [folder]
     found: dict[str, Path] = {}
     for path in (path for parent in folders for path in _children(parent)):
-        if path.suffix.lower() not in place.types or not path.stem.endswith(place.suffix):
+        name = _name(path.stem, place)
+        if path.suffix.lower() not in place.types or name is None:
             continue
-        name = path.stem[: len(path.stem) - len(place.suffix)]
         if name in found:
             report(DuplicateName(f"{found[name]} and {path} have one name, {name!r}: keep one of them"))
         found[name] = path
     return found
+
+
+def _name(stem: str, place: _Place) -> str | None:
+    if stem.endswith(place.suffix):
+        return stem.removesuffix(place.suffix)
+    return stem if place.by_city and _WEATHER_NAME.search(stem) else None
+
+
+def _frame(name: str, images: _Place) -> str:
+    """The name that the label of an image has."""
+    return _WEATHER_NAME.split(name)[0] if images.by_city else name
 
 
 def _find_images(root: Path, images: _Place, labels: _Place, report: Report) -> dict[str, Path]:
@@ -190,12 +220,21 @@ def _find_images(root: Path, images: _Place, labels: _Place, report: Report) -> 
     message = f"{folder}: no image {pattern} ({', '.join(images.types)}) in it"
     if not images.by_city and (deeper := next(_other_folders(folder, root / labels.folder), None)):
         message += f"; are they in {deeper}? Their place is {folder} itself"
+    if images.by_city and (other := next(_images_of_other_names(folder, images.types), None)):
+        message += (
+            f"; {other} is there: give such files names and folders as Cityscapes has them, or set `layout: folder`, "
+            "which reads any names from one folder of images"
+        )
     raise EmptyFolder(message)
+
+
+def _images_of_other_names(folder: Path, types: tuple[str, ...]) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in types and path.name[0] != ".")
 
 
 def _likely_root(root: Path, images: _Place, labels: _Place) -> str:
     top = images.folder.parts[0]
-    if root.name == top:
+    if root.name == top or (images.by_city and root.name in _WEATHER_FOLDERS):
         return f"; set `root` to its parent {root.parent}"
     for folder in _other_folders(root, root / labels.folder):
         if (folder / top).is_dir():
@@ -216,10 +255,11 @@ def _find_labels(
     folder = root / labels.folder
     found = _files_by_name(folder, labels, report) if folder.is_dir() else {}
     expected = {
-        name: folder / image.parent.relative_to(root / images.folder) / f"{name}{labels.suffix}.png"
+        name: folder / image.parent.relative_to(root / images.folder) / f"{_frame(name, images)}{labels.suffix}.png"
         for name, image in wanted.items()
     }
-    if not wanted.keys() & found.keys():
+    there = {name: found[_frame(name, images)] for name in wanted if _frame(name, images) in found}
+    if not there:
         example = next(iter(expected.values()))
         report(
             MissingLabels(
@@ -228,7 +268,7 @@ def _find_labels(
             )
         )
         return {}
-    return expected | {name: found[name] for name in wanted.keys() & found.keys()}
+    return expected | there
 
 
 def _names_of_split(domain: Domain, root: Path, split: Split, names: set[str], report: Report) -> Iterable[str]:
