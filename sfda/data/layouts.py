@@ -10,19 +10,21 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Literal, NoReturn, get_args
 
 from sfda.data.errors import BadList, DuplicateName, EmptyFolder, MissingLabels, MissingRoot
 from sfda.data.formats import MAX_PIXELS
 from sfda.errors import UserError
 
 Split = Literal["train", "val"]
+LabelValues = Literal["label_ids", "train_ids"]
 Report = Callable[[UserError], None]
 
 _IMAGE_TYPES = (".png", ".jpg", ".jpeg")
 _VAL_SHARE = 0.1
+_TRAIN_IDS = "_gtFine_labelTrainIds"
 # Cityscapes in fog and rain: folders that stand in the place of `leftImg8bit`, and what their files' names have in
 # common. One frame is there several times, `<frame>_leftImg8bit_foggy_beta_0.02` being one of them.
 _WEATHER_FOLDERS = ("leftImg8bit_foggy", "leftImg8bit_foggyDBF", "leftImg8bit_rain")
@@ -39,7 +41,10 @@ class Domain:
             `leftImg8bit`; the versions of a frame are images of their own that share its label.
         root: Folder of the data set.
         classes: Class set of the label files, a name or a YAML file (`folder` only, and only where labels are read).
-            The named sets have Cityscapes label ids (7 is road) in their files, not train ids.
+            The named sets have Cityscapes label ids (7 is road) in their files, unless `label_values` says otherwise.
+        label_values: What the label files hold: the data set's `label_ids`, or `train_ids`, the order of `cityscapes19`
+            (0 is road, 255 ignored). For `gta5`, `cityscapes` (which then reads `*_labelTrainIds.png` where there are
+            any) and a `folder` with a named class set; the `ids` of a YAML file say it themselves.
         train_list: Text file of the names to train on, one a line (`gta5`, `synthia`). Default: `train.txt` in the
             root; without any list, a fixed tenth of the images, chosen by a hash of the name, is `val`.
         val_list: The same for validation; default `val.txt` in the root.
@@ -53,6 +58,7 @@ class Domain:
     layout: Literal["gta5", "synthia", "cityscapes", "folder"]
     root: str
     classes: str | None = None
+    label_values: LabelValues = "label_ids"
     train_list: str | None = None
     val_list: str | None = None
     train_images: str = "train/images"
@@ -75,11 +81,13 @@ class Pair:
 class _Place:
     """Folder of images or labels, relative to the root; names are the stems without `suffix`.
 
-    With `by_city` (Cityscapes) files lie in folders of cities, and images may be versions in fog or rain.
+    With `by_city` (Cityscapes) files lie in folders of cities, and images may be versions in fog or rain. `fallback` is
+    a suffix that is read where no file has `suffix`.
     """
 
     folder: Path
     suffix: str = ""
+    fallback: str = ""
     by_city: bool = False
     types: tuple[str, ...] = _IMAGE_TYPES
 
@@ -91,9 +99,12 @@ def _places(domain: Domain, split: Split) -> tuple[_Place, _Place]:
     if domain.layout == "synthia":
         return _Place(Path("RGB")), _Place(Path("GT/LABELS"), types=labels_only)
     if domain.layout == "cityscapes":
+        suffix, fallback = "_gtFine_labelIds", ""
+        if domain.label_values == "train_ids":
+            suffix, fallback = _TRAIN_IDS, suffix
         return (
             _Place(Path(_cityscapes_images(domain), split), "_leftImg8bit", by_city=True),
-            _Place(Path("gtFine", split), "_gtFine_labelIds", by_city=True, types=labels_only),
+            _Place(Path("gtFine", split), suffix, fallback, by_city=True, types=labels_only),
         )
     images, labels = {
         "train": (domain.train_images, domain.train_labels),
@@ -155,15 +166,17 @@ def read_pairs(domain: Domain, split: Split, with_labels: bool, report: Report =
 
 def _check_options(domain: Domain) -> None:
     options_of = {
-        "gta5": ("train_list", "val_list"),
+        "gta5": ("train_list", "val_list", "label_values"),
         "synthia": ("train_list", "val_list"),
-        "cityscapes": (),
-        "folder": ("classes", "train_images", "train_labels", "val_images", "val_labels"),
+        "cityscapes": ("label_values",),
+        "folder": ("classes", "label_values", "train_images", "train_labels", "val_images", "val_labels"),
     }
     if domain.layout not in options_of:
         raise UserError(f"layout {domain.layout!r}: known layouts are {', '.join(options_of)}")
     if not 1 <= domain.max_pixels <= 2**30:  # OpenCV's own limit
         raise UserError(f"`max_pixels`: from 1 to 2**30 = {2**30}, not {domain.max_pixels}")
+    if domain.label_values not in get_args(LabelValues):
+        raise UserError(f"`label_values`: {' or '.join(get_args(LabelValues))}, not {domain.label_values!r}")
     defaults = Domain(domain.layout, domain.root)
     for option in sorted(set().union(*options_of.values()) - set(options_of[domain.layout])):
         if getattr(domain, option) != getattr(defaults, option):
@@ -254,6 +267,8 @@ def _find_labels(
 ) -> dict[str, Path]:
     folder = root / labels.folder
     found = _files_by_name(folder, labels, report) if folder.is_dir() else {}
+    if labels.fallback and folder.is_dir() and not found:
+        found = _files_by_name(folder, replace(labels, suffix=labels.fallback), report)
     expected = {
         name: folder / image.parent.relative_to(root / images.folder) / f"{_frame(name, images)}{labels.suffix}.png"
         for name, image in wanted.items()
@@ -264,11 +279,16 @@ def _find_labels(
         report(
             MissingLabels(
                 f"{folder}: no label for any of the {len(wanted)} images; labels are PNG files with the images' names, "
-                f"such as {example}"
+                f"such as {example}{_train_ids_beside(folder, labels)}"
             )
         )
         return {}
     return expected | there
+
+
+def _train_ids_beside(folder: Path, labels: _Place) -> str:
+    count = len(list(folder.glob(f"*/*{_TRAIN_IDS}.png"))) if labels.by_city else 0
+    return f"; {count} *{_TRAIN_IDS}.png are there: `label_values: train_ids` of the domain reads them" if count else ""
 
 
 def _names_of_split(domain: Domain, root: Path, split: Split, names: set[str], report: Report) -> Iterable[str]:

@@ -115,6 +115,7 @@ def test_an_empty_split_says_how_to_fill_it(tmp_path: Path, rng) -> None:
         Domain("cityscapes", "x", train_list="a.txt"),
         Domain("folder", "x", val_list="a.txt"),
         Domain("synthia", "x", val_images="images"),
+        Domain("synthia", "x", label_values="train_ids"),
     ],
 )
 def test_options_that_a_layout_does_not_have(domain: Domain) -> None:
@@ -230,9 +231,13 @@ def test_no_labels_at_all(tmp_path: Path, rng) -> None:
     write_cityscapes(tmp_path, 2, 0, rng)
     for path in tmp_path.glob("gtFine/train/*/*_labelIds.png"):
         path.unlink()
-    with pytest.raises(MissingLabels, match=r"such as .*/train/aachen/aachen_000000_000019_gtFine_labelIds\.png"):
+    with pytest.raises(
+        MissingLabels,
+        match=r"such as .*/train/aachen/aachen_000000_000019_gtFine_labelIds\.png; 2 \*_gtFine_labelTrainIds\.png are "
+        "there: `label_values: train_ids` of the domain reads them",
+    ):
         read_pairs(Domain("cityscapes", str(tmp_path)), "train", True)
     save(BLACK, tmp_path / "f/train/images/a.jpg")
     save(BLACK, tmp_path / "f/train/labels/a.jpg")
-    with pytest.raises(MissingLabels, match="labels are PNG files"):
+    with pytest.raises(MissingLabels, match=r"labels are PNG files with .*/a\.png$"):
         read_pairs(Domain("folder", str(tmp_path / "f")), "train", True)
