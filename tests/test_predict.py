@@ -15,7 +15,7 @@ from PIL import Image
 from sfda.data.label_spaces import CITYSCAPES19, SYNTHIA13, SYNTHIA16, load_class_set
 from sfda.errors import UserError
 from sfda.methods.source_training import SourceTraining
-from sfda.predict import label_ids_of
+from sfda.predict import _jobs, label_ids_of
 
 pytestmark = pytest.mark.medium
 SIZES = {"a.png": (32, 64), "deep/er/b.jpg": (37, 51), "deep/c.PNG": (40, 30)}
@@ -318,3 +318,11 @@ def test_the_official_evaluation_gives_the_same_miou(predict, sfda, source_model
     theirs = official.evaluateImgLists(predictions, truth, official.args)
     assert len(set(predictions)) == 6
     assert ours["target_miou"] == pytest.approx(theirs["averageScoreClasses"], abs=1e-4)
+
+
+def test_versions_of_a_frame_keep_names_that_the_official_evaluation_finds(tmp_path):
+    names = [f"bonn_000000_000019_leftImg8bit{version}" for version in ("", "_foggy_beta_0.01", "_foggy_beta_0.02")]
+    for name in names:
+        (tmp_path / f"{name}.png").touch()
+    written = [job.output("labelIds").name for job in _jobs(tmp_path, tmp_path / "out", label_ids=True)]
+    assert written == [f"{name}_labelIds.png" for name in ("bonn_000000_000019", *names[1:])]

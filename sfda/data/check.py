@@ -27,7 +27,7 @@ from sfda.data.errors import MissingLabels, UnreadableFile
 from sfda.data.images import read_image, read_orientation
 from sfda.data.label_spaces import CITYSCAPES19, ClassSet, Lookup, load_class_set, score_groups
 from sfda.data.layouts import Domain, Pair, Split, describe_other_files, label_folder, lacks_validation, read_pairs
-from sfda.data.readers import class_set_of_files, labels_in, read_label
+from sfda.data.readers import class_set_of_files, count_values, labels_in, look_up, read_values
 from sfda.errors import UserError
 from sfda.progress import progress
 
@@ -50,6 +50,7 @@ class Findings:
         turned: EXIF orientation and path of each image that has one other than 1.
         pixels: (256,) pixels of each train id.
         images: (256,) label maps in which it occurs.
+        values: (256,) pixels of each value as it stands in the label files.
         faults: A message a fault.
     """
 
@@ -59,6 +60,7 @@ class Findings:
     turned: list[tuple[int, Path]] = field(default_factory=list)
     pixels: npt.NDArray[np.int64] = field(default_factory=_no_counts)
     images: npt.NDArray[np.int64] = field(default_factory=_no_counts)
+    values: npt.NDArray[np.int64] = field(default_factory=_no_counts)
     faults: list[str] = field(default_factory=list)
 
     def add(self, other: Findings) -> None:
@@ -69,6 +71,7 @@ class Findings:
         self.turned += other.turned
         self.pixels += other.pixels
         self.images += other.images
+        self.values += other.values
         self.faults += other.faults
 
 
@@ -204,7 +207,9 @@ def check_pairs(pairs: Sequence[Pair], domain: Domain, table: Lookup | None) -> 
             found.labelled += 1
             try:
                 if table is not None:
-                    pixels = np.bincount(read_label(pair.label, domain, table, pair.image, size).ravel(), minlength=256)
+                    values = read_values(pair.label, domain, pair.image, size)
+                    found.values += count_values(values)
+                    pixels = count_values(look_up(values, table, pair.label, domain))
                     found.pixels += pixels
                     found.images += pixels > 0
             except UnreadableFile as fault:

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from sfda.data.formats import ORIENTATIONS
 from sfda.data.label_spaces import IGNORE
+from sfda.data.readers import train_ids_suspected
 
 if TYPE_CHECKING:
     from sfda.data.check import Findings, SplitReport
@@ -49,6 +50,8 @@ def print_tables(reports: Sequence[SplitReport], console: Console) -> None:
             console.print(Text(f"{report.title}: {report.other_files}", style="yellow"), soft_wrap=True)
         if report.found.turned:
             console.print(Text(_turned(report.title, report.found.turned), style="yellow"), soft_wrap=True)
+        if suspicion := train_ids_suspected(report.domain, report.found.values):
+            console.print(Text(f"{report.title}: {suspicion}", style="yellow"), soft_wrap=True)
         names = [name for name, count in zip(report.classes.names, report.found.images, strict=False) if not count]
         if names and report.found.pixels.any():
             console.print(Text(f"{report.title}: never occurs {', '.join(names)}", style="yellow"), soft_wrap=True)

@@ -163,7 +163,10 @@ class DomainAdaptationDataModule(L.LightningDataModule):
             raise UserError(
                 f"{type(self.method).__name__} reads the {name} domain, but data.init_args.{name} is not set"
             )
-        return SegmentationSet(domain, split, with_labels=labels, class_set=wanted)
+        samples = SegmentationSet(domain, split, with_labels=labels, class_set=wanted)
+        if suspicion := samples.train_ids_suspected():
+            warnings.warn(f"{domain.root}: {suspicion}", stacklevel=1)
+        return samples
 
     def _check_batch_size(self) -> None:
         """Refuse an epoch without a full batch on every process."""

@@ -99,7 +99,8 @@ def _without(parent: ClassSet, name: str, *left_out: str) -> ClassSet:
 
 SYNTHIA16 = _without(CITYSCAPES19, "synthia16", "terrain", "truck", "train")
 SYNTHIA13 = _without(SYNTHIA16, "synthia13", "wall", "fence", "pole")
-_BY_NAME = {classes.name: classes for classes in (CITYSCAPES19, SYNTHIA16, SYNTHIA13)}
+NAMED = {classes.name: classes for classes in (CITYSCAPES19, SYNTHIA16, SYNTHIA13)}
+"""Class sets that are known by name; their `ids` are Cityscapes label ids."""
 
 
 def load_class_set(name: str) -> ClassSet:
@@ -112,11 +113,11 @@ def load_class_set(name: str) -> ClassSet:
     Raises:
         UserError: neither a known name nor a readable file, or the file contradicts itself.
     """
-    if name in _BY_NAME:
-        return _BY_NAME[name]
+    if name in NAMED:
+        return NAMED[name]
     path = expand_path(name)
     if not path.is_file():
-        raise UserError(f"class set {name!r}: neither one of {', '.join(_BY_NAME)} nor an existing YAML file")
+        raise UserError(f"class set {name!r}: neither one of {', '.join(NAMED)} nor an existing YAML file")
     return _parse(name, read_yaml(path))
 
 

@@ -10,9 +10,9 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Literal, NoReturn, get_args
 
 from sfda.data.errors import BadList, DuplicateName, EmptyFolder, MissingLabels, MissingRoot
 from sfda.data.formats import MAX_PIXELS
@@ -20,9 +20,15 @@ from sfda.data.paths import IMAGE_TYPES, describe_left_out, expand_path, files_b
 from sfda.errors import UserError
 
 Split = Literal["train", "val"]
+LabelValues = Literal["label_ids", "train_ids"]
 Report = Callable[[UserError], None]
 
 _VAL_SHARE = 0.1
+_TRAIN_IDS = "_gtFine_labelTrainIds"
+# Cityscapes in fog and rain: folders that stand in the place of `leftImg8bit`, and what their files' names have in
+# common. One frame is there several times, `<frame>_leftImg8bit_foggy_beta_0.02` being one of them.
+_WEATHER_FOLDERS = ("leftImg8bit_foggy", "leftImg8bit_foggyDBF", "leftImg8bit_rain")
+_WEATHER_NAME = re.compile("_leftImg8bit_(?:foggy|rain)_")
 
 
 @dataclass(frozen=True)
@@ -30,10 +36,15 @@ class Domain:
     """One domain, source or target, as a user describes it.
 
     Attributes:
-        layout: How the files lie: `gta5`, `synthia`, `cityscapes` as published, or `folder` for anything else.
+        layout: How the files lie: `gta5`, `synthia`, `cityscapes` as published, or `folder` for anything else. Foggy
+            and Rainy Cityscapes are `cityscapes`: `leftImg8bit_foggy` or `leftImg8bit_rain` is read where there is no
+            `leftImg8bit`; the versions of a frame are images of their own that share its label.
         root: Folder of the data set.
         classes: Class set of the label files, a name or a YAML file (`folder` only, and only where labels are read).
-            The named sets have Cityscapes label ids (7 is road) in their files, not train ids.
+            The named sets have Cityscapes label ids (7 is road) in their files, unless `label_values` says otherwise.
+        label_values: What the label files hold: the data set's `label_ids`, or `train_ids`, the order of `cityscapes19`
+            (0 is road, 255 ignored). For `gta5`, `cityscapes` (which then reads `*_labelTrainIds.png` where there are
+            any) and a `folder` with a named class set; the `ids` of a YAML file say it themselves.
         train_list: Text file of the names to train on, one a line (`gta5`, `synthia`). Default: `train.txt` in the
             root; without any list, a fixed tenth of the images, chosen by a hash of the name, is `val`.
         val_list: The same for validation; default `val.txt` in the root.
@@ -47,6 +58,7 @@ class Domain:
     layout: Literal["gta5", "synthia", "cityscapes", "folder"]
     root: str
     classes: str | None = None
+    label_values: LabelValues = "label_ids"
     train_list: str | None = None
     val_list: str | None = None
     train_images: str = "train/images"
@@ -72,10 +84,15 @@ class Pair:
 
 @dataclass(frozen=True)
 class _Place:
-    """Folder of images or labels, relative to the root; names are the stems without `suffix`."""
+    """Folder of images or labels, relative to the root; names are the stems without `suffix`.
+
+    With `by_city` (Cityscapes) files lie in folders of cities, and images may be versions in fog or rain. `fallback` is
+    a suffix that is read where no file has `suffix`.
+    """
 
     folder: Path
     suffix: str = ""
+    fallback: str = ""
     by_city: bool = False
     types: tuple[str, ...] = IMAGE_TYPES
 
@@ -88,10 +105,13 @@ class _Place:
         """All files in the folder (in the cities and beside them, `by_city`), whatever they are."""
         return files_below(root / self.folder, levels=int(self.by_city))
 
-    def takes(self, path: Path, root: Path) -> bool:
-        """Whether one of `files` has its place, its type and its name right."""
-        in_place = not self.by_city or path.parent != root / self.folder
-        return in_place and path.suffix.lower() in self.types and path.stem.endswith(self.suffix)
+    def name_of(self, path: Path, root: Path) -> str | None:
+        """The name of the pair that one of `files` belongs to; None where its place, its type or its name is wrong."""
+        if path.suffix.lower() not in self.types or (self.by_city and path.parent == root / self.folder):
+            return None
+        if path.stem.endswith(self.suffix):
+            return path.stem.removesuffix(self.suffix)
+        return path.stem if self.by_city and _WEATHER_NAME.search(path.stem) else None
 
 
 def _places(domain: Domain, split: Split) -> tuple[_Place, _Place]:
@@ -101,9 +121,12 @@ def _places(domain: Domain, split: Split) -> tuple[_Place, _Place]:
     if domain.layout == "synthia":
         return _Place(Path("RGB")), _Place(Path("GT/LABELS"), types=labels_only)
     if domain.layout == "cityscapes":
+        suffix, fallback = "_gtFine_labelIds", ""
+        if domain.label_values == "train_ids":
+            suffix, fallback = _TRAIN_IDS, suffix
         return (
-            _Place(Path("leftImg8bit", split), "_leftImg8bit", by_city=True),
-            _Place(Path("gtFine", split), "_gtFine_labelIds", by_city=True, types=labels_only),
+            _Place(Path(_cityscapes_images(domain), split), "_leftImg8bit", by_city=True),
+            _Place(Path("gtFine", split), suffix, fallback, by_city=True, types=labels_only),
         )
     images, labels = {
         "train": (domain.train_images, domain.train_labels),
@@ -123,6 +146,16 @@ def lacks_validation(domain: Domain) -> bool:
     return train.is_dir() and not val.exists() and domain.val_images == Domain.val_images
 
 
+def _cityscapes_images(domain: Domain) -> str:
+    root = domain.folder
+    weather = [name for name in _WEATHER_FOLDERS if (root / name).is_dir()]
+    if not weather or (root / "leftImg8bit").is_dir():
+        return "leftImg8bit"
+    if len(weather) > 1:
+        raise UserError(f"{root}: holds {' and '.join(weather)}; give each a root of its own, with a link to gtFine")
+    return weather[0]
+
+
 def label_folder(domain: Domain, split: Split) -> Path:
     """Where the labels of a split have their place."""
     return domain.folder / _places(domain, split)[1].folder
@@ -133,7 +166,7 @@ def describe_other_files(domain: Domain, split: Split) -> str:
     images = _places(domain, split)[0]
     if not image_folder(domain, split).is_dir():
         return ""
-    others = [path for path in images.files(domain.folder) if not images.takes(path, domain.folder)]
+    others = [path for path in images.files(domain.folder) if images.name_of(path, domain.folder) is None]
     return describe_left_out(others, images.pattern)
 
 
@@ -175,15 +208,17 @@ def read_pairs(domain: Domain, split: Split, with_labels: bool, report: Report =
 
 def _check_options(domain: Domain) -> None:
     options_of = {
-        "gta5": ("train_list", "val_list"),
+        "gta5": ("train_list", "val_list", "label_values"),
         "synthia": ("train_list", "val_list"),
-        "cityscapes": (),
-        "folder": ("classes", "train_images", "train_labels", "val_images", "val_labels"),
+        "cityscapes": ("label_values",),
+        "folder": ("classes", "label_values", "train_images", "train_labels", "val_images", "val_labels"),
     }
     if domain.layout not in options_of:
         raise UserError(f"layout {domain.layout!r}: known layouts are {', '.join(options_of)}")
     if not 1 <= domain.max_pixels <= 2**30:  # OpenCV's own limit
         raise UserError(f"`max_pixels`: from 1 to 2**30 = {2**30}, not {domain.max_pixels}")
+    if domain.label_values not in get_args(LabelValues):
+        raise UserError(f"`label_values`: {' or '.join(get_args(LabelValues))}, not {domain.label_values!r}")
     defaults = Domain(domain.layout, domain.root)
     for option in sorted(set().union(*options_of.values()) - set(options_of[domain.layout])):
         if getattr(domain, option) != getattr(defaults, option):
@@ -198,13 +233,18 @@ def _natural(name: str) -> tuple[list[tuple[bool, int, str]], str]:
 def _files_by_name(root: Path, place: _Place, report: Report) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in place.files(root):
-        if not place.takes(path, root):
+        name = place.name_of(path, root)
+        if name is None:
             continue
-        name = path.stem[: len(path.stem) - len(place.suffix)]
         if name in found:
             report(DuplicateName(f"{found[name]} and {path} have one name, {name!r}: keep one of them"))
         found[name] = path
     return found
+
+
+def _frame(name: str, images: _Place) -> str:
+    """The name that the label of an image has."""
+    return _WEATHER_NAME.split(name)[0] if images.by_city else name
 
 
 def _find_images(root: Path, images: _Place, labels: _Place, report: Report) -> dict[str, Path]:
@@ -223,12 +263,19 @@ def _find_images(root: Path, images: _Place, labels: _Place, report: Report) -> 
     message = f"{folder}: no image {images.pattern} ({', '.join(images.types)}) in it"
     if not images.by_city and (deeper := next(_other_folders(folder, root / labels.folder), None)):
         message += f"; are they in {deeper}? Their place is {folder} itself"
+    if images.by_city and (
+        other := next((path for path in files_below(folder) if path.suffix.lower() in images.types), None)
+    ):
+        message += (
+            f"; {other} is there: give such files names and folders as Cityscapes has them, or set `layout: folder`, "
+            "which reads any names from one folder of images"
+        )
     raise EmptyFolder(message)
 
 
 def _likely_root(root: Path, images: _Place, labels: _Place) -> str:
     top = images.folder.parts[0]
-    if root.name == top:
+    if root.name == top or (images.by_city and root.name in _WEATHER_FOLDERS):
         return f"; set `root` to its parent {root.parent}"
     for folder in _other_folders(root, root / labels.folder):
         if (folder / top).is_dir():
@@ -249,20 +296,28 @@ def _find_labels(
 ) -> dict[str, Path]:
     folder = root / labels.folder
     found = _files_by_name(root, labels, report) if folder.is_dir() else {}
+    if labels.fallback and folder.is_dir() and not found:
+        found = _files_by_name(root, replace(labels, suffix=labels.fallback), report)
     expected = {
-        name: folder / image.parent.relative_to(root / images.folder) / f"{name}{labels.suffix}.png"
+        name: folder / image.parent.relative_to(root / images.folder) / f"{_frame(name, images)}{labels.suffix}.png"
         for name, image in wanted.items()
     }
-    if not wanted.keys() & found.keys():
+    there = {name: found[_frame(name, images)] for name in wanted if _frame(name, images) in found}
+    if not there:
         example = next(iter(expected.values()))
         report(
             MissingLabels(
                 f"{folder}: no label for any of the {len(wanted)} images; labels are PNG files with the images' names, "
-                f"such as {example}"
+                f"such as {example}{_train_ids_beside(folder, labels)}"
             )
         )
         return {}
-    return expected | {name: found[name] for name in wanted.keys() & found.keys()}
+    return expected | there
+
+
+def _train_ids_beside(folder: Path, labels: _Place) -> str:
+    count = len(list(folder.glob(f"*/*{_TRAIN_IDS}.png"))) if labels.by_city else 0
+    return f"; {count} *{_TRAIN_IDS}.png are there: `label_values: train_ids` of the domain reads them" if count else ""
 
 
 def _names_of_split(domain: Domain, root: Path, split: Split, names: set[str], report: Report) -> Iterable[str]:

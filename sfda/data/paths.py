@@ -28,7 +28,8 @@ def expand_path(path: str) -> Path:
 def files_below(folder: Path, levels: int | None = None, without: Path | None = None) -> Iterator[Path]:
     """Files, not the hidden ones, in a folder and in the folders below it.
 
-    Links are followed. A folder that is reached by several paths is looked into once, so that loops end.
+    Links are followed, but not back to a folder that they stand in; a folder that is reached by several paths is looked
+    into once.
 
     Args:
         folder: Where to look.
@@ -47,7 +48,7 @@ def files_below(folder: Path, levels: int | None = None, without: Path | None = 
         for name, is_folder in found:
             if not is_folder:
                 yield here / name
-            elif levels is None or depth < levels:
+            elif (levels is None or depth < levels) and (here / name).resolve() not in (real, *real.parents):
                 waiting.append((here / name, depth + 1))
 
 

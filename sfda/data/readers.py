@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,12 @@ import numpy.typing as npt
 
 from sfda.data.errors import BadPair, UnreadableFile
 from sfda.data.formats import ORIENTATIONS
-from sfda.data.images import Picture, read_image, read_label_values, read_orientation
+from sfda.data.images import LabelValues, Picture, read_image, read_label_values, read_orientation
 from sfda.data.label_spaces import (
     CITYSCAPES19,
+    CITYSCAPES_IDS,
     IGNORE,
+    NAMED,
     SYNTHIA_IDS,
     ClassSet,
     Lookup,
@@ -23,7 +26,18 @@ from sfda.data.label_spaces import (
 from sfda.data.layouts import Domain, Split, read_pairs
 from sfda.errors import UserError
 
-__all__ = ["FAULT", "Domain", "Sample", "SegmentationSet", "class_set_of_files", "labels_in", "read_label"]
+__all__ = [
+    "FAULT",
+    "Domain",
+    "Sample",
+    "SegmentationSet",
+    "class_set_of_files",
+    "count_values",
+    "labels_in",
+    "look_up",
+    "read_values",
+    "train_ids_suspected",
+]
 
 FAULT = 254
 """Entry of a lookup table for values that have no meaning in the data set: a class set has at most 254 classes."""
@@ -35,6 +49,8 @@ _SYNTHIA = ClassSet(
     ids=SYNTHIA_IDS,
     ignore=frozenset(range(23)) - frozenset(SYNTHIA_IDS),
 )
+# The licence plate is 34 in the list of GTA5, and -1 in that of Cityscapes, whose 8-bit files have it as 255.
+_GTA5 = replace(CITYSCAPES19, name="gta5", ignore=CITYSCAPES19.ignore | {34})
 
 
 @dataclass(frozen=True)
@@ -73,15 +89,30 @@ def class_set_of_files(domain: Domain) -> ClassSet:
     """The class set in which the label files of `domain` are written.
 
     Raises:
-        UserError: a `folder` does not say which, or its class set cannot be read.
+        UserError: a `folder` does not say which, its class set cannot be read, or is a YAML file beside `label_values`.
     """
-    if domain.layout == "synthia":
-        return _SYNTHIA
+    official = {"synthia": _SYNTHIA, "gta5": _GTA5, "cityscapes": CITYSCAPES19}
     if domain.layout != "folder":
-        return CITYSCAPES19
-    if domain.classes is None:
+        classes = official[domain.layout]
+    elif domain.classes is None:
         raise UserError(f"{domain.root}: set `classes` to the class set (a name or a YAML file) of its label files")
-    return load_class_set(domain.classes)
+    else:
+        classes = load_class_set(domain.classes)
+    return classes if domain.label_values == "label_ids" else _in_train_ids(classes, domain)
+
+
+def _in_train_ids(classes: ClassSet, domain: Domain) -> ClassSet:
+    if not _has_cityscapes_ids(domain):
+        raise UserError(
+            f"{domain.root}: `label_values` is for class sets known by name ({', '.join(NAMED)}); leave it out: "
+            f"`ids` of {domain.classes} say what the values in its label files mean"
+        )
+    places = {train: classes.ids[label] for label, train in CITYSCAPES_IDS.items() if label in classes.ids}
+    return replace(classes, ids=places, ignore=frozenset(range(len(CITYSCAPES19))) - frozenset(places) | {IGNORE})
+
+
+def _has_cityscapes_ids(domain: Domain) -> bool:
+    return domain.layout in ("gta5", "cityscapes") or domain.classes in NAMED
 
 
 class SegmentationSet:
@@ -118,30 +149,72 @@ class SegmentationSet:
             label = None
             if pair.label is not None:
                 assert self._table is not None
-                label = read_label(pair.label, self.domain, self._table, pair.image, image.shape[:2])
+                values = read_values(pair.label, self.domain, pair.image, image.shape[:2])
+                label = look_up(values, self._table, pair.label, self.domain)
         except UnreadableFile as error:
             raise BadPair(pair.name, error.path, error.reason) from error
         return Sample(pair.name, image, label)
 
+    def train_ids_suspected(self, files: int = 8) -> str | None:
+        """`train_ids_suspected` of the first label files; none is opened where labels are not read."""
+        pixels = np.zeros(256, dtype=np.int64)
+        if _has_cityscapes_ids(self.domain):
+            for path in [pair.label for pair in self.pairs[:files] if pair.label is not None]:
+                with suppress(UnreadableFile):  # named when its pair is read
+                    pixels += count_values(read_label_values(path, max_pixels=self.domain.max_pixels))
+        return train_ids_suspected(self.domain, pixels)
 
-def read_label(
-    path: Path, domain: Domain, table: Lookup, image: Path, image_size: tuple[int, ...] | None
-) -> npt.NDArray[np.uint8]:
-    """One label map: (H, W) uint8, values looked up in the `table` of `labels_in`.
+
+def count_values(values: LabelValues) -> npt.NDArray[np.int64]:
+    """(256,) pixels of each value 0-255."""
+    return np.bincount(values.ravel(), minlength=256)[:256]
+
+
+def train_ids_suspected(domain: Domain, pixels: npt.NDArray[np.int64]) -> str | None:
+    """Says so where label files that ought to hold Cityscapes label ids look as if they held train ids.
+
+    In label ids 0 to 6 are ignored; in train ids they are road to traffic light, most of a street. Of 19 to 33, which
+    train ids do not have, vegetation, sky and cars are on every street.
+
+    Args:
+        domain: The data set.
+        pixels: (256,) pixels of each value, over some of its label files.
+    """
+    if not _has_cityscapes_ids(domain) or domain.label_values == "train_ids":
+        return None
+    if pixels[len(CITYSCAPES19) : IGNORE].any() or 3 * pixels[:7].sum() <= pixels.sum():
+        return None
+    return (
+        "the label files look as if they held train ids (0-18, 255) rather than label ids: more than a third of their "
+        "pixels are 0 to 6, which label ids ignore, and none is 19 to 33. If they do, set `label_values: train_ids` "
+        "for this domain"
+    )
+
+
+def read_values(path: Path, domain: Domain, image: Path, image_size: tuple[int, ...] | None) -> LabelValues:
+    """The values of one label map as they stand in its file: (H, W) uint8 or uint16.
 
     Args:
         path: The label file.
         domain: The data set it belongs to.
-        table: Value → index in the wanted class set.
         image: The image that it is the label of.
         image_size: (H, W) of the image, which the label must share; None where it is not known.
 
     Raises:
-        UnreadableFile: it cannot be decoded, has another size than its image, or values without a meaning.
+        UnreadableFile: it cannot be decoded, or has another size than its image.
     """
     values = read_label_values(path, red_channel=domain.layout == "synthia", max_pixels=domain.max_pixels)
     if image_size is not None and values.shape != image_size:
         raise UnreadableFile(path, _size_fault(image, image_size, values.shape))
+    return values
+
+
+def look_up(values: LabelValues, table: Lookup, path: Path, domain: Domain) -> npt.NDArray[np.uint8]:
+    """Values of a label file in the `table` of `labels_in`: (H, W) uint8.
+
+    Raises:
+        UnreadableFile: the file at `path` has values without a meaning in `domain`.
+    """
     label = table[values]
     if (label == FAULT).any():
         raise UnreadableFile(path, _value_fault(domain, np.unique(values[label == FAULT])))
@@ -150,6 +223,8 @@ def read_label(
 
 def _value_fault(domain: Domain, values: npt.NDArray[np.integer]) -> str:
     shown = ", ".join(map(str, values[:5])) + (", …" if len(values) > 5 else "")
+    if domain.label_values == "train_ids":
+        return f"values that are no train ids: {shown}; leave out `label_values: train_ids` if they are label ids"
     if domain.layout == "folder":
         return f"values without a class: {shown}; add them to `ids` or `ignore` of {domain.classes}"
     return f"values that `{domain.layout}` does not have: {shown}; is this its label file, unconverted?"

@@ -69,6 +69,7 @@ def test_the_town_is_clean(town, check):
     status, text = check(**town_options(town))
     assert status == 0
     assert text.splitlines()[-1] == "no faults in 44 pairs"
+    assert "train ids" not in text
     rows = {" ".join(line.split()[:2]): line.split()[2:] for line in text.splitlines()}
     assert rows["source train"] == ["16", "16", "16", "0", "32x64"]
     assert rows["target val"] == ["6", "6", "6", "0", "32x64"]
@@ -136,6 +137,20 @@ def test_images_with_an_orientation_get_a_remark(tmp_path, rng):
     assert "target val: images with" not in text.getvalue()
     (turned,) = reports[0].found.faults
     assert "differ in size: the image has EXIF orientation 6" in turned
+
+
+def test_labels_that_look_like_train_ids_get_a_remark(tmp_path, rng):
+    truth = write_cityscapes(tmp_path, 2, 1, rng)
+    save(truth["lindau_000000_000019"], tmp_path / "gtFine/val/lindau/lindau_000000_000019_gtFine_labelIds.png")
+    domain = Domain("cityscapes", str(tmp_path))
+    reports, text = [SplitReport("target", split, domain) for split in ("train", "val")], io.StringIO()
+    for report in reports:
+        pairs = read_pairs(domain, report.split, with_labels=True)
+        report.found.add(check_pairs(pairs, domain, labels_in(domain, CITYSCAPES19)))
+        assert not report.found.faults
+    print_tables(reports, Console(file=text, width=100))
+    assert "target val: the label files look as if they held train ids (0-18, 255)" in text.getvalue()
+    assert "target train: the label files" not in text.getvalue()
 
 
 # ---------------------------------------------------------------- what is wrong

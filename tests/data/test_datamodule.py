@@ -1,3 +1,6 @@
+import shutil
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +11,7 @@ from sfda.data.datasets import collate
 from sfda.data.errors import BadPair, EmptyFolder, MissingRoot
 from sfda.data.readers import Domain
 from sfda.errors import UserError
-from tiny_files import write_folder
+from tiny_files import save, write_folder
 
 
 class Reader(torch.nn.Module):
@@ -116,6 +119,21 @@ def test_validate_finds_a_source_in_the_home_folder(town, monkeypatch):
     assert list(data.validation_sets) == ["target", "source"]
 
 
+def test_labels_that_look_like_train_ids_are_told_once_to_who_reads_them(town, tmp_path):
+    shutil.copytree(town / "gta5", tmp_path / "gta5")
+    shutil.copytree(town / "cityscapes", tmp_path / "cityscapes")
+    for path in (tmp_path / "gta5/labels").iterdir():
+        save(np.arange(24 * 48, dtype=np.uint8).reshape(24, 48) % 19, path)
+    data = data_module(tmp_path, ["source_images", "source_labels"])
+    with pytest.warns(UserWarning, match="gta5: the label files look as if they held train ids") as told:
+        data.setup("fit")
+    assert len({str(warning.message) for warning in told}) == 1, "Python shows one text once"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data_module(tmp_path, ["source_images", "target_images", "target_labels"]).setup("fit")
+        data_module(town, ["source_images", "source_labels"]).setup("fit")
+
+
 def test_images_become_floats_and_labels_integers_on_the_device(town):
     data = data_module(town, ["source_images", "source_labels"])
     data.setup("fit")
@@ -175,8 +193,6 @@ def test_bad_pairs_are_skipped_and_listed_unless_nothing_is_left():
 
 
 def test_a_worker_hands_a_bad_pair_on(town, tmp_path):
-    import shutil
-
     shutil.copytree(town / "cityscapes", tmp_path / "cityscapes")
     for image in sorted((tmp_path / "cityscapes/leftImg8bit/train").rglob("*.png"))[:2]:
         image.write_bytes(b"no picture")

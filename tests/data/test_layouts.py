@@ -117,6 +117,7 @@ def test_an_empty_split_says_how_to_fill_it(tmp_path: Path, rng) -> None:
         Domain("cityscapes", "x", train_list="a.txt"),
         Domain("folder", "x", val_list="a.txt"),
         Domain("synthia", "x", val_images="images"),
+        Domain("synthia", "x", label_values="train_ids"),
     ],
 )
 def test_options_that_a_layout_does_not_have(domain: Domain) -> None:
@@ -127,6 +128,58 @@ def test_options_that_a_layout_does_not_have(domain: Domain) -> None:
 def test_unknown_layout() -> None:
     with pytest.raises(UserError, match="known layouts are gta5, synthia, cityscapes, folder"):
         read_pairs(Domain("mapillary", "x"), "train", False)  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------- fog and rain
+
+FOG = ["leftImg8bit_foggy_beta_0.005", "leftImg8bit_foggy_beta_0.01", "leftImg8bit_foggy_beta_0.02"]
+RAIN = ["leftImg8bit_rain_alpha_0.01_beta_0.005_dropsize_0.01_pattern_1"]
+
+
+def in_weather(root: Path, folder: str, versions: list[str], rng: np.random.Generator) -> None:
+    """One frame of Cityscapes with its label, the image in some versions."""
+    write_cityscapes(root, 1, 0, rng)
+    (clean,) = (root / "leftImg8bit/train/aachen").iterdir()
+    clean.unlink()
+    (root / "leftImg8bit").rename(root / folder)
+    for version in versions:
+        save(BLACK, root / folder / f"train/aachen/aachen_000000_000019_{version}.png")
+
+
+@pytest.mark.parametrize(
+    ("folder", "versions"),
+    [("leftImg8bit", FOG), ("leftImg8bit_foggy", FOG), ("leftImg8bit_foggyDBF", FOG), ("leftImg8bit_rain", RAIN)],
+)
+def test_cityscapes_in_fog_and_rain(folder: str, versions: list[str], tmp_path: Path, rng) -> None:
+    in_weather(tmp_path, folder, versions, rng)
+    pairs = read_pairs(Domain("cityscapes", str(tmp_path)), "train", True)
+    assert sorted(pair.name for pair in pairs) == [f"aachen_000000_000019_{version}" for version in versions]
+    assert [pair.image for pair in pairs] == [
+        tmp_path / folder / "train/aachen" / f"{pair.name}.png" for pair in pairs
+    ], "every version is an image"
+    label = tmp_path / "gtFine/train/aachen/aachen_000000_000019_gtFine_labelIds.png"
+    assert {pair.label for pair in pairs} == {label}
+    label.rename(tmp_path / "elsewhere.png")
+    with pytest.raises(MissingLabels, match=f"such as {label}"):
+        read_pairs(Domain("cityscapes", str(tmp_path)), "train", True)
+
+
+def test_the_clean_images_come_first_and_two_weathers_are_not_mixed(tmp_path: Path, rng) -> None:
+    domain = Domain("cityscapes", str(tmp_path))
+    in_weather(tmp_path, "leftImg8bit_foggy", FOG, rng)
+    (tmp_path / "leftImg8bit_rain").mkdir()
+    with pytest.raises(UserError, match="holds leftImg8bit_foggy and leftImg8bit_rain; give each a root of its own"):
+        read_pairs(domain, "train", False)
+    write_cityscapes(tmp_path, 1, 0, rng)
+    assert [pair.name for pair in read_pairs(domain, "train", False)] == ["aachen_000000_000019"]
+
+
+def test_names_in_fog_mean_nothing_to_other_layouts(tmp_path: Path) -> None:
+    name = f"aachen_000000_000019_{FOG[0]}.png"
+    save(BLACK, tmp_path / "train/images" / name)
+    save(BLACK, tmp_path / "train/labels" / name)
+    (pair,) = read_pairs(Domain("folder", str(tmp_path)), "train", True)
+    assert pair.label == tmp_path / "train/labels" / name
 
 
 # ---------------------------------------------------------------- folders at fault
@@ -144,6 +197,9 @@ def test_root_that_points_too_deep(tmp_path: Path, rng) -> None:
     write_cityscapes(tmp_path, 1, 1, rng)
     with pytest.raises(MissingRoot, match=f"set `root` to its parent {tmp_path}$"):
         read_pairs(Domain("cityscapes", str(tmp_path / "leftImg8bit")), "train", False)
+    (tmp_path / "leftImg8bit").rename(tmp_path / "leftImg8bit_foggy")
+    with pytest.raises(MissingRoot, match=f"set `root` to its parent {tmp_path}$"):
+        read_pairs(Domain("cityscapes", str(tmp_path / "leftImg8bit_foggy")), "train", False)
 
 
 def test_root_that_points_too_high(tmp_path: Path, rng) -> None:
@@ -165,7 +221,8 @@ def test_gta5_parts_that_were_not_merged(tmp_path: Path, rng) -> None:
 
 def test_empty_folders(tmp_path: Path) -> None:
     save(BLACK, tmp_path / "leftImg8bit/train/aachen/without_suffix.png")
-    with pytest.raises(EmptyFolder, match=r"no image <city>/\*_leftImg8bit \(\.png, \.jpg, \.jpeg, "):
+    expected = r"no image <city>/\*_leftImg8bit \(\.png, .*; .*/without_suffix\.png is there: .* `layout: folder`"
+    with pytest.raises(EmptyFolder, match=expected):
         read_pairs(Domain("cityscapes", str(tmp_path)), "train", False)
     (tmp_path / "train/images").mkdir(parents=True)
     with pytest.raises(EmptyFolder, match="train/images: no image"):
@@ -176,11 +233,15 @@ def test_no_labels_at_all(tmp_path: Path, rng) -> None:
     write_cityscapes(tmp_path, 2, 0, rng)
     for path in tmp_path.glob("gtFine/train/*/*_labelIds.png"):
         path.unlink()
-    with pytest.raises(MissingLabels, match=r"such as .*/train/aachen/aachen_000000_000019_gtFine_labelIds\.png"):
+    with pytest.raises(
+        MissingLabels,
+        match=r"such as .*/train/aachen/aachen_000000_000019_gtFine_labelIds\.png; 2 \*_gtFine_labelTrainIds\.png are "
+        "there: `label_values: train_ids` of the domain reads them",
+    ):
         read_pairs(Domain("cityscapes", str(tmp_path)), "train", True)
     save(BLACK, tmp_path / "f/train/images/a.jpg")
     save(BLACK, tmp_path / "f/train/labels/a.jpg")
-    with pytest.raises(MissingLabels, match="labels are PNG files"):
+    with pytest.raises(MissingLabels, match=r"labels are PNG files with .*/a\.png$"):
         read_pairs(Domain("folder", str(tmp_path / "f")), "train", True)
 
 

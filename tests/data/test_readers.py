@@ -27,7 +27,7 @@ from sfda.data.formats import ORIENTATIONS
 from sfda.data.images import read_label_values
 from sfda.data.label_spaces import CITYSCAPES19, SYNTHIA13, SYNTHIA16, ClassSet, load_class_set
 from sfda.data.layouts import read_pairs
-from sfda.data.readers import FAULT, Domain, SegmentationSet, labels_in
+from sfda.data.readers import FAULT, Domain, SegmentationSet, count_values, labels_in, train_ids_suspected
 from sfda.errors import UserError
 from tiny_files import (
     FOLDER_CLASSES,
@@ -218,6 +218,7 @@ LABEL_ROOTS = {"gta5": "labels", "synthia": "GT", "cityscapes": "gtFine", "folde
 
 def read_all(domain: Domain, with_labels: bool, classes: ClassSet) -> list[str]:
     samples = SegmentationSet(domain, "train", with_labels, classes)
+    samples.train_ids_suspected()
     return [samples.read(index).name for index in range(len(samples))]
 
 
@@ -295,9 +296,9 @@ def test_lookup_table_is_the_map_value_by_value(own: ClassSet, data: st.DataObje
 
 
 def test_values_that_the_official_layouts_have() -> None:
-    for layout in ("gta5", "cityscapes"):
+    for layout, values in (("gta5", [*range(35), 255]), ("cityscapes", [*range(34), 255])):
         table = labels_in(Domain(layout, "unused"), CITYSCAPES19)
-        assert np.flatnonzero(table != FAULT).tolist() == [*range(34), 255]
+        assert np.flatnonzero(table != FAULT).tolist() == values
     table = labels_in(Domain("synthia", "unused"), CITYSCAPES19)
     assert np.flatnonzero(table != FAULT).tolist() == list(range(23))
     assert {9, 14, 16}.isdisjoint(table[:23].tolist())
@@ -309,6 +310,108 @@ def test_folder_must_say_what_its_label_values_mean(tmp_path: Path, rng) -> None
     assert len(SegmentationSet(domain, "train", False, CITYSCAPES19)) == 1
     with pytest.raises(UserError, match="set `classes` to the class set"):
         SegmentationSet(domain, "train", True, CITYSCAPES19)
+
+
+# ---------------------------------------------------------------- train ids in the files
+
+
+def write_train_ids(layout: str, root: Path, rng: np.random.Generator) -> tuple[Domain, dict[str, np.ndarray]]:
+    """A tiny data set whose label files have been converted in place."""
+    if layout == "folder":
+        domain, truth = Domain("folder", str(root), classes="cityscapes19"), write_folder(root, 3, rng)
+        truth = {name: rng.choice([*range(19), 255], label.shape).astype(np.uint8) for name, label in truth.items()}
+    else:
+        domain, truth = write(layout, root, rng)
+    for split in ("train", "val"):
+        for pair in read_pairs(domain, split, True):
+            assert pair.label is not None
+            save(truth[pair.name], pair.label)
+    return domain, truth
+
+
+LABEL_IDS_EXPECTED = pytest.mark.parametrize("layout", ["gta5", "cityscapes", "folder"])
+
+
+@LABEL_IDS_EXPECTED
+def test_files_in_train_ids_are_suspected_and_read_with_an_option(layout: str, tmp_path: Path, rng) -> None:
+    domain, truth = write_train_ids(layout, tmp_path, rng)
+    suspicion = SegmentationSet(domain, "train", True, CITYSCAPES19).train_ids_suspected()
+    assert suspicion is not None
+    assert suspicion.endswith("set `label_values: train_ids` for this domain")
+    for path in tmp_path.rglob("*_labelTrainIds.png"):
+        path.unlink()
+    samples = SegmentationSet(replace(domain, label_values="train_ids"), "train", True, CITYSCAPES19)
+    assert samples.train_ids_suspected() is None
+    for index in range(3):
+        sample = samples.read(index)
+        np.testing.assert_array_equal(sample.label, truth[sample.name])
+
+
+@LAYOUTS
+def test_files_as_they_ought_to_be_are_not_suspected(layout: str, tmp_path: Path, rng) -> None:
+    domain, _ = write(layout, tmp_path, rng)
+    assert SegmentationSet(domain, "train", True, own_classes(domain)).train_ids_suspected() is None
+
+
+@pytest.mark.parametrize(
+    ("values", "suspected"),
+    [
+        ([0, 1, 2, 8, 10, 255], True),
+        ([0, 0, 0], True),
+        ([0, 8, 10], False),  # a third is not more than a third
+        ([0, 1, 2, 3, 4, 5, 6, 26], False),  # a car in label ids
+        ([1, 1, 1, 34], False),
+        ([7, 7, 7], False),  # road alone
+        ([7, 8, 11, 255], False),
+        ([], False),
+    ],
+)
+def test_what_looks_like_train_ids(values: list[int], suspected: bool) -> None:
+    pixels = count_values(np.array(values, np.uint8))
+    assert (train_ids_suspected(Domain("gta5", "unused"), pixels) is not None) == suspected
+    assert train_ids_suspected(Domain("gta5", "unused", label_values="train_ids"), pixels) is None
+    assert train_ids_suspected(Domain("synthia", "unused"), pixels) is None
+    assert train_ids_suspected(Domain("folder", "unused", classes="mine.yaml"), pixels) is None
+
+
+def test_few_label_files_are_looked_at_and_damaged_ones_left_to_their_pairs(tmp_path: Path, rng, touched) -> None:
+    domain = gta5(tmp_path, rng, n=12)
+    (tmp_path / "labels/00003.png").write_bytes(b"hello")
+    samples = SegmentationSet(domain, "train", True, CITYSCAPES19)
+    RECORDING[0] = True
+    samples.train_ids_suspected()
+    RECORDING[0] = False
+    assert set(touched) == {str(tmp_path / f"labels/{number:05d}.png") for number in range(1, 9)}
+
+
+def test_the_files_of_cityscapes_in_train_ids_are_read_where_they_are(tmp_path: Path, rng) -> None:
+    domain, truth = write("cityscapes", tmp_path, rng)
+    for path in tmp_path.rglob("*_labelIds.png"):
+        path.unlink()
+    sample = SegmentationSet(replace(domain, label_values="train_ids"), "val", True, CITYSCAPES19).read(0)
+    np.testing.assert_array_equal(sample.label, truth[sample.name])
+
+
+def test_train_ids_in_a_smaller_class_set(tmp_path: Path, rng) -> None:
+    domain, truth = write_train_ids("folder", tmp_path, rng)
+    domain = replace(domain, classes="synthia16", label_values="train_ids")
+    sample = SegmentationSet(domain, "train", True, SYNTHIA16).read(0)
+    assert sample.label is not None
+    kept = [train_id for train_id in range(19) if train_id not in {9, 14, 16}]
+    expected = [[kept.index(v) if v in kept else 255 for v in row] for row in truth[sample.name].tolist()]
+    assert sample.label.tolist() == expected
+
+
+def test_label_values_that_contradict_the_files_or_the_class_set(tmp_path: Path, rng) -> None:
+    domain = replace(gta5(tmp_path / "g", rng, n=1), label_values="train_ids")
+    message = str(fault(domain))
+    assert "values that are no train ids: 19, 20, " in message
+    assert message.endswith("leave out `label_values: train_ids` if they are label ids")
+    mine, _ = write("folder", tmp_path / "f", rng)
+    with pytest.raises(UserError, match=r"leave it out: `ids` of .*classes\.yaml say what the values .* mean"):
+        SegmentationSet(replace(mine, label_values="train_ids"), "train", True, CITYSCAPES19)
+    with pytest.raises(UserError, match="`label_values`: label_ids or train_ids, not 'trainIds'"):
+        read_pairs(replace(domain, label_values="trainIds"), "train", False)  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------- single pairs at fault
@@ -397,7 +500,15 @@ def test_the_limit_on_pixels_is_an_option_of_the_domain(tmp_path: Path, rng) -> 
             read_pairs(replace(domain, max_pixels=limit), "train", False)
 
 
-@pytest.mark.parametrize("values", [[34], [254], [34, 35, 36, 37, 38, 40]])
+def test_the_licence_plate_of_gta5_is_ignored(tmp_path: Path, rng) -> None:
+    domain = gta5(tmp_path, rng, n=1)
+    save(np.full(SIZE, 34, np.uint8), tmp_path / "labels/00001.png")
+    label = SegmentationSet(domain, "train", True, SYNTHIA16).read(0).label
+    assert label is not None
+    assert (label == 255).all()
+
+
+@pytest.mark.parametrize("values", [[35], [254], [35, 36, 37, 38, 39, 40]])
 def test_values_outside_the_map(values: list[int], tmp_path: Path, rng) -> None:
     domain = gta5(tmp_path, rng)
     label = np.zeros(SIZE, np.uint8)
