@@ -281,6 +281,14 @@ def test_files_below_follow_links_and_end_in_loops(tmp_path: Path) -> None:
     assert [path.name for path in flat] == ["3.png", "9.png", "gone.png", "itself"]
 
 
+def test_a_link_to_a_folder_above_brings_in_none_of_its_other_folders(tmp_path: Path) -> None:
+    for name in ("train/2.png", "val/1.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    (tmp_path / "val/up").symlink_to(tmp_path)
+    assert list(files_below(tmp_path / "val")) == [tmp_path / "val/1.png"]
+
+
 def test_cities_may_be_links(tmp_path: Path, rng) -> None:
     write_cityscapes(tmp_path / "disk", 2, 0, rng)
     (tmp_path / "c/leftImg8bit/train").mkdir(parents=True)
