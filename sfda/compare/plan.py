@@ -151,9 +151,9 @@ def make_stage(benchmark: str, experiment: str, seed: int, out: Path, options: S
         if isinstance(value, str) and (found := pattern.fullmatch(value)):
             needs.append(found[1])
             arguments += [f"--{key}", str(out / found[1] / f"seed{seed}" / f"{found[2]}.ckpt")]
-    model_options = {**model["init_args"], **((override.get("model") or {}).get("init_args") or {})}
+    model_options = {**(model.get("init_args") or {}), **((override.get("model") or {}).get("init_args") or {})}
     # What adapts online does so while it is scored.
-    fitted = not str(model["class_path"]).endswith(f".{VALIDATED_ONLY}") and not model_options.get("online")
+    fitted = not str(model.get("class_path")).endswith(f".{VALIDATED_ONLY}") and not model_options.get("online")
     return Stage(experiment, seed, out, tuple(arguments), tuple(dict.fromkeys(needs)), fitted)
 
 

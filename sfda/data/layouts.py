@@ -197,7 +197,11 @@ def read_pairs(domain: Domain, split: Split, with_labels: bool, report: Report =
     _check_options(domain)
     root = domain.folder
     images, labels = _places(domain, split)
-    found = _find_images(root, images, labels, report)
+    if split == "val" and domain.val_images != Domain.val_images and image_folder(domain, "train").is_dir():
+        hint = "; without such a folder leave `val_images` out: adapting a target without labels needs none"
+    else:
+        hint = ""
+    found = _find_images(root, images, labels, report, hint)
     if domain.layout in ("gta5", "synthia"):
         found = {name: found[name] for name in _names_of_split(domain, root, split, set(found), report)}
     if not found:
@@ -247,7 +251,7 @@ def _frame(name: str, images: _Place) -> str:
     return _WEATHER_NAME.split(name)[0] if images.by_city else name
 
 
-def _find_images(root: Path, images: _Place, labels: _Place, report: Report) -> dict[str, Path]:
+def _find_images(root: Path, images: _Place, labels: _Place, report: Report, hint: str) -> dict[str, Path]:
     folder = root / images.folder
     if not root.is_dir():
         raise MissingRoot(
@@ -256,7 +260,7 @@ def _find_images(root: Path, images: _Place, labels: _Place, report: Report) -> 
         )
     if not folder.is_dir():
         raise MissingRoot(
-            f"{folder}: no such folder, and images are expected there{_likely_root(root, images, labels)}"
+            f"{folder}: no such folder, and images are expected there{hint or _likely_root(root, images, labels)}"
         )
     if found := _files_by_name(root, images, report):
         return found

@@ -244,7 +244,7 @@ def test_a_target_of_training_images_alone_is_fine(check, tmp_path, rng):
     assert "target val: no images (fine: a method that reads no labels is then watched and scored on the " in text
     status, text = check(target={**domain, "val_images": "vla"})
     assert status == 1
-    assert "vla: no such folder" in text
+    assert "vla: no such folder, and images are expected there; without such a folder leave `val_images` out" in text
 
 
 @pytest.mark.medium
