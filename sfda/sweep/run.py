@@ -13,7 +13,7 @@ from rich.text import Text
 
 from sfda.compare.run import fit
 from sfda.errors import UserError
-from sfda.progress import table_console
+from sfda.progress import status, table_console
 from sfda.sweep.objective import scores_of_run
 from sfda.sweep.plan import Sweep, Trial, plan, read_sweep
 from sfda.sweep.table import Row, as_table, write_results
@@ -83,7 +83,7 @@ def _check_unchanged(trial: Trial) -> None:
 
 def _check_options(console: Console, trial: Trial) -> None:
     """Parse the options of a trial, which all have: a wrong name should not cost every one of them."""
-    with console.status("checking the options"):
+    with status(console, "checking the options"):
         done = subprocess.run(
             [sys.executable, "-m", "sfda.cli", "fit", *trial.options, "--print_config"],
             capture_output=True,
