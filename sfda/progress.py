@@ -15,6 +15,7 @@ from typing import Protocol, runtime_checkable
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Column
 from rich.text import Text
 
 SECONDS_BETWEEN_LINES = 5.0
@@ -126,9 +127,13 @@ class TimeColumn(ProgressColumn):
 
     max_refresh = 0.5
 
+    def __init__(self) -> None:
+        super().__init__(Column(no_wrap=True))  # a narrow terminal shortens the bar instead
+
     def render(self, task: Task) -> Text:
         """The time of one bar."""
-        return Text(how_long(task.elapsed or 0.0, task.completed, task.total or math.inf))
+        seconds = task.finished_time or task.elapsed or 0.0
+        return Text(how_long(seconds, task.completed, task.total or math.inf))
 
 
 @contextmanager

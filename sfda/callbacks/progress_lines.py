@@ -9,10 +9,11 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
-from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TaskID, TextColumn
+from rich.text import Text
 
 from sfda.methods.base import Method
-from sfda.progress import Advance, Lines, Pace, TimeColumn, no_progress, write_line
+from sfda.progress import Advance, Lines, Pace, TimeColumn, write_line
 
 
 def batches_of_fit(trainer: L.Trainer) -> float:
@@ -25,6 +26,12 @@ def batches_of_fit(trainer: L.Trainer) -> float:
 def batches_done(trainer: L.Trainer) -> int:
     """Training batches so far, those before a resume included."""
     return int(trainer.fit_loop.epoch_loop.total_batch_idx) + 1
+
+
+def _scoring(trainer: L.Trainer, dataloader_idx: int) -> str:
+    method = trainer.lightning_module
+    assert isinstance(method, Method)
+    return f"scoring {list(method.datamodule.validation_sets)[dataloader_idx]}"
 
 
 class ProgressLines(ProgressBar):
@@ -69,9 +76,7 @@ class ProgressLines(ProgressBar):
     ) -> None:
         """Begin to count the batches of a domain."""
         if batch_idx == 0:
-            assert isinstance(pl_module, Method)
-            domain = list(pl_module.datamodule.validation_sets)[dataloader_idx]
-            self._scored = self._lines(f"scoring {domain}", trainer.num_val_batches[dataloader_idx])
+            self._scored = self._lines(_scoring(trainer, dataloader_idx), trainer.num_val_batches[dataloader_idx])
 
     def on_validation_batch_end(
         self,
@@ -87,47 +92,69 @@ class ProgressLines(ProgressBar):
 
 
 class ProgressBars(RichProgressBar):
-    """For a terminal: Lightning's bars, with the time of the whole fit beside that of the epoch.
+    """For a terminal: Lightning's bars, but with the time of the whole fit beside the epoch.
 
     Passes outside of the Trainer's own loops are bars of the same display, since a terminal has room for one alone.
     """
 
-    _fit: Pace | None = None
+    fit: Pace | None = None
 
-    @contextmanager
-    def show_pass(self, title: str, total: int) -> Iterator[Advance]:
-        """See `sfda.progress.ShowProgress`."""
-        if self.is_disabled:
-            with no_progress(title, total) as advance:
-                yield advance
-            return
-        self._init_progress(self.trainer)  # the Trainer does so later, and then keeps it
-        assert self.progress is not None
-        display, bar = self.progress, self.progress.add_task(title, total=total)
-
-        def advance_bar(count: int) -> None:
-            display.advance(bar, count)
-            self.refresh()
-
-        try:
-            yield advance_bar
-        finally:
-            display.update(bar, visible=False)
-            self.refresh()
+    @property
+    def validation_description(self) -> str:
+        """As in a log."""
+        return _scoring(self.trainer, self._current_eval_dataloader_idx or 0)
 
     def configure_columns(self, trainer: L.Trainer) -> list[ProgressColumn]:
-        """What is counted, how far it is, how long it takes, and of a fit how long all of it takes."""
-        return [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeColumn()]
+        """What is counted, how far it is, and how long it takes."""
+        return [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _TimeOfFit(self)]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin to count."""
         super().on_train_start(trainer, pl_module)
-        self._fit = Pace(batches_of_fit(trainer), batches_done(trainer))
+        self.fit = Pace(batches_of_fit(trainer), batches_done(trainer))
 
-    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        """The loss, and how long the fit takes."""
-        metrics = super().get_metrics(trainer, pl_module)
-        if self._fit is not None:
-            self._fit.done = batches_done(trainer)
-            metrics["fit"] = str(self._fit)
-        return metrics
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count."""
+        assert self.fit is not None
+        self.fit.done += 1
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    @contextmanager
+    def show_pass(self, title: str, total: int) -> Iterator[Advance]:
+        """See `sfda.progress.ShowProgress`; other bars are hidden meanwhile, as their estimates would be wrong."""
+        if self.is_disabled:
+            yield lambda count: None
+            return
+        self._init_progress(self.trainer)  # the Trainer does so later, and then keeps it
+        assert self.progress is not None
+        display = self.progress
+        hidden = [bar.id for bar in display.tasks if bar.visible]
+        self._set_visible(hidden, False)
+        bar = display.add_task(title, total=total)
+        try:
+            yield lambda count: display.update(bar, advance=count, refresh=True)
+        finally:
+            self._set_visible([bar], False)
+            self._set_visible(hidden, True)
+
+    def _set_visible(self, bars: list[TaskID], visible: bool) -> None:
+        assert self.progress is not None
+        for bar in bars:
+            self.progress.update(bar, visible=visible)
+        self.progress.refresh()
+
+
+class _TimeOfFit(TimeColumn):
+    """Of a training epoch the time of the whole fit, of all else its own."""
+
+    def __init__(self, bars: ProgressBars) -> None:
+        super().__init__()
+        self._bars = bars
+
+    def render(self, task: Task) -> Text:
+        """The time of one bar."""
+        if task.id == self._bars.train_progress_bar_id and self._bars.fit is not None:
+            return Text(f"fit: {self._bars.fit}")
+        return super().render(task)

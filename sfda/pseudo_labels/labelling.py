@@ -218,11 +218,11 @@ def _write_labels(
     done = store.labelled() - waiting
     barrier()  # all have looked before any removes one
     counts = torch.zeros_like(by_class)
-    for name in _own(done):
-        counts += _label_counts(torch.from_numpy(store.read(name)), len(counts))
-    mine = _own(waiting)
-    with show_progress("writing pseudo-labels", len(mine)) as advance:
-        for name in mine:
+    with show_progress("writing pseudo-labels", len(_own(done)) + len(_own(waiting))) as advance:
+        for name in _own(done):
+            counts += _label_counts(torch.from_numpy(store.read(name)), len(counts))
+            advance(1)
+        for name in _own(waiting):
             predicted, bins, _ = _read_confidence(store, name)
             by_image = image_thresholds(bins[None], image_fraction)
             label = select_labels(predicted[None], bins[None], by_class, by_image)[0]
