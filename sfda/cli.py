@@ -8,7 +8,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from sfda import __version__
@@ -109,11 +111,24 @@ def _train(subcommand: str, arguments: list[str]) -> int:
         raise UserError("--then joins `sfda validate` calls only; every fit is a process of its own")
     expanded = [expand(subcommand, job) for job in jobs]
 
-    from sfda.lightning_cli import run
+    with _loading():
+        from sfda.lightning_cli import run
 
     for job in expanded:
         run(subcommand, job)
     return 0
+
+
+@contextmanager
+def _loading() -> Iterator[None]:
+    """PyTorch and what stands on it take ten seconds to import: the first process says so on a terminal."""
+    if not sys.stdout.isatty() or "LOCAL_RANK" in os.environ:
+        yield
+        return
+    from rich.console import Console
+
+    with Console().status("loading PyTorch"):
+        yield
 
 
 def _compare(arguments: list[str]) -> int:
@@ -205,7 +220,8 @@ def _predict(arguments: list[str]) -> int:
     )
     options = parser.parse_args(arguments)
 
-    from sfda.predict import predict
+    with _loading():
+        from sfda.predict import predict
 
     return predict(options.run, options.images, options.out, options.checkpoint, label_ids=options.label_ids)
 
@@ -226,9 +242,12 @@ def _data(arguments: list[str]) -> int:
         return check_data(options.config)
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
-    from sfda.data.streets import write_streets
+    from rich.console import Console
 
-    write_streets(options.out, height=options.height, width=options.width)
+    from sfda.data.streets import write_streets
+    from sfda.progress import progress
+
+    write_streets(options.out, height=options.height, width=options.width, show_progress=partial(progress, Console()))
     return 0
 
 

@@ -19,7 +19,7 @@ import yaml
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
@@ -28,7 +28,7 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 import sfda.methods
 from sfda.callbacks.collapse_guard import CollapseGuard
 from sfda.callbacks.pictures import Pictures
-from sfda.callbacks.progress_lines import ProgressLines
+from sfda.callbacks.progress_lines import ProgressBars, ProgressLines
 from sfda.callbacks.run_folder import MetricsFile, RunFolder, WholeCheckpoints, last_checkpoint
 from sfda.callbacks.skipped_files import SkippedFiles
 from sfda.callbacks.wandb_run import WandbRun, settle_wandb_loggers
@@ -176,7 +176,7 @@ class CommandLine(LightningCLI):
         ]
         given = config.get("callbacks") or []
         if config.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in given):
-            callbacks.append(RichProgressBar() if sys.stdout.isatty() else ProgressLines())
+            callbacks.append(ProgressBars() if sys.stdout.isatty() else ProgressLines())
         self.trainer_defaults["callbacks"] = callbacks
         if config.get("max_epochs") is None and config.get("max_steps", -1) == -1:
             if self.subcommand == "fit" and isinstance(self.model, TrainedMethod):

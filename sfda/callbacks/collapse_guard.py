@@ -73,8 +73,10 @@ class CollapseGuard(Callback):
         images = EvaluationSet(data.validation_sets["target"], data.size)
         first = Subset(images, range(min(IMAGES, len(images))))
         # All ranks look at all of them: whichever saves a checkpoint has what every rank will need.
-        with eval_mode(method), trainer.precision_plugin.forward_context():
+        shown = method.show_progress("looking at the source model", len(first))
+        with eval_mode(method), trainer.precision_plugin.forward_context(), shown as advance:
             for batch in DataLoader(first, batch_size=data.val_batch_size, collate_fn=collate):
+                advance(len(batch["name"]) + len(batch["skipped"]))
                 if not batch["name"]:
                     continue
                 batch = to_device_format(move_data_to_device(batch, method.device))

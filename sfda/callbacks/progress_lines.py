@@ -1,25 +1,45 @@
-"""Progress for a log file: a line every few seconds instead of a bar that redraws itself."""
+"""Progress of a Trainer: lines in a log, bars on a terminal; each with the time that is still needed."""
 
 from __future__ import annotations
 
-import sys
-import time
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TaskID, TextColumn
+from rich.text import Text
 
 from sfda.methods.base import Method
+from sfda.progress import Advance, Lines, Pace, TimeColumn, write_line
+
+
+def batches_of_fit(trainer: L.Trainer) -> float:
+    """Training batches of the whole fit on this process; infinite where nothing but time ends it."""
+    epochs = math.inf if trainer.max_epochs in (None, -1) else trainer.max_epochs
+    steps = math.inf if trainer.max_steps == -1 else trainer.max_steps
+    return min(epochs * trainer.num_training_batches, steps * trainer.accumulate_grad_batches)
+
+
+def batches_done(trainer: L.Trainer) -> int:
+    """Training batches so far, those before a resume included."""
+    return int(trainer.fit_loop.epoch_loop.total_batch_idx) + 1
+
+
+def _scoring(trainer: L.Trainer, dataloader_idx: int) -> str:
+    method = trainer.lightning_module
+    assert isinstance(method, Method)
+    return f"scoring {list(method.datamodule.validation_sets)[dataloader_idx]}"
 
 
 class ProgressLines(ProgressBar):
-    """Prints ``step 240/800  loss 1.32  0:02:10`` at most every `every` seconds."""
+    """For a log: ``step 240/800  loss 1.32  65 s, about 150 s more`` every few seconds; see `sfda.progress.Lines`."""
 
-    def __init__(self, every: float = 5.0) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.every = every
         self._enabled = True
-        self._started = self._printed = time.monotonic()
 
     def enable(self) -> None:
         """Print."""
@@ -29,23 +49,34 @@ class ProgressLines(ProgressBar):
         """Be silent, as on all ranks but the first."""
         self._enabled = False
 
-    def _print(self, text: str, *, force: bool = False) -> None:
-        now = time.monotonic()
-        if self._enabled and (force or now - self._printed >= self.every):
-            self._printed = now
-            sys.stdout.write(f"{text}  {now - self._started:.0f} s\n")
-            sys.stdout.flush()
+    def show_pass(self, title: str, total: int) -> AbstractContextManager[Advance]:
+        """See `sfda.progress.ShowProgress`."""
+        return nullcontext(self._lines(title, total).advance)
+
+    def _lines(self, title: str, total: float, begun: int = 0) -> Lines:
+        return Lines(self._write, title, total, begun)
+
+    def _write(self, line: str) -> None:
+        if self._enabled:
+            write_line(line)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin to count."""
+        self._steps = self._lines("step", batches_of_fit(trainer), batches_done(trainer))
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """The step and the loss."""
-        per_epoch = int(self.total_train_batches)
-        epochs = trainer.max_epochs or 1
-        done = trainer.current_epoch * per_epoch + batch_idx + 1
-        loss = self.get_metrics(trainer, pl_module).get("train/loss")
-        text = f"step {done}/{per_epoch * epochs}" + (f"  loss {loss:.3f}" if isinstance(loss, float) else "")
-        self._print(text, force=done == per_epoch * epochs)
+        loss = trainer.progress_bar_metrics.get("train/loss")
+        self._steps.advance(1, f"  loss {loss:.3f}" if isinstance(loss, float) else "")
+
+    def on_validation_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Begin to count the batches of a domain."""
+        if batch_idx == 0:
+            self._scored = self._lines(_scoring(trainer, dataloader_idx), trainer.num_val_batches[dataloader_idx])
 
     def on_validation_batch_end(
         self,
@@ -57,8 +88,73 @@ class ProgressLines(ProgressBar):
         dataloader_idx: int = 0,
     ) -> None:
         """The batch of the validation set."""
-        if trainer.state.fn == "validate":
-            assert isinstance(pl_module, Method)
-            domain = list(pl_module.datamodule.validation_sets)[dataloader_idx]
-            total = int(trainer.num_val_batches[dataloader_idx])
-            self._print(f"scoring {domain} {batch_idx + 1}/{total}", force=batch_idx + 1 == total)
+        self._scored.advance(1)
+
+
+class ProgressBars(RichProgressBar):
+    """For a terminal: Lightning's bars, but with the time of the whole fit beside the epoch.
+
+    Passes outside of the Trainer's own loops are bars of the same display, since a terminal has room for one alone.
+    """
+
+    fit: Pace | None = None
+
+    @property
+    def validation_description(self) -> str:
+        """As in a log."""
+        return _scoring(self.trainer, self._current_eval_dataloader_idx or 0)
+
+    def configure_columns(self, trainer: L.Trainer) -> list[ProgressColumn]:
+        """What is counted, how far it is, and how long it takes."""
+        return [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _TimeOfFit(self)]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin to count."""
+        super().on_train_start(trainer, pl_module)
+        self.fit = Pace(batches_of_fit(trainer), batches_done(trainer))
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count."""
+        assert self.fit is not None
+        self.fit.done += 1
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    @contextmanager
+    def show_pass(self, title: str, total: int) -> Iterator[Advance]:
+        """See `sfda.progress.ShowProgress`; other bars are hidden meanwhile, as their estimates would be wrong."""
+        if self.is_disabled:
+            yield lambda count: None
+            return
+        self._init_progress(self.trainer)  # the Trainer does so later, and then keeps it
+        assert self.progress is not None
+        display = self.progress
+        hidden = [bar.id for bar in display.tasks if bar.visible]
+        self._set_visible(hidden, False)
+        bar = display.add_task(title, total=total)
+        try:
+            yield lambda count: display.update(bar, advance=count, refresh=True)
+        finally:
+            self._set_visible([bar], False)
+            self._set_visible(hidden, True)
+
+    def _set_visible(self, bars: list[TaskID], visible: bool) -> None:
+        assert self.progress is not None
+        for bar in bars:
+            self.progress.update(bar, visible=visible)
+        self.progress.refresh()
+
+
+class _TimeOfFit(TimeColumn):
+    """Of a training epoch the time of the whole fit, of all else its own."""
+
+    def __init__(self, bars: ProgressBars) -> None:
+        super().__init__()
+        self._bars = bars
+
+    def render(self, task: Task) -> Text:
+        """The time of one bar."""
+        if task.id == self._bars.train_progress_bar_id and self._bars.fit is not None:
+            return Text(f"fit: {self._bars.fit}")
+        return super().render(task)

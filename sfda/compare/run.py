@@ -8,8 +8,7 @@ import shlex
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from shutil import which
 from typing import Protocol
@@ -23,10 +22,9 @@ from sfda.compare.table import Row, as_sentence, as_table, write_results
 from sfda.errors import UserError
 from sfda.files import write_whole, writing
 from sfda.processes import started
-from sfda.progress import table_console
+from sfda.progress import status, table_console
 
 TAIL = 12
-SECONDS_BETWEEN_LINES = 10.0
 
 
 def compare(config: str, out: Path, logger: str | None = None) -> int:
@@ -154,7 +152,7 @@ def run_sfda(console: Console, words: Sequence[str], log: Path, title: str, *, g
     with (
         writing(log),
         log.open("a", encoding="utf-8") as file,
-        _shown(console, title) as show,
+        status(console, title) as show,
         started(words, WANDB_RUN_GROUP=os.environ.get("WANDB_RUN_GROUP", group)) as command,
     ):
         for line in command.output:
@@ -171,24 +169,6 @@ def run_sfda(console: Console, words: Sequence[str], log: Path, title: str, *, g
             "What is finished stays; the same command goes on from there."
         )
     console.print(f"✓ {title}  {time.monotonic() - begun:.0f} s")
-
-
-@contextmanager
-def _shown(console: Console, title: str) -> Iterator[Callable[[str], None]]:
-    """Shows the last line of a command: live on a terminal, every few seconds in a log."""
-    if console.is_terminal:
-        with console.status(f"{title}: starting") as status:
-            yield lambda line: status.update(Text(f"{title}: {line}"[: console.width - 4]))
-        return
-    printed = time.monotonic()
-
-    def show(line: str) -> None:
-        nonlocal printed
-        if time.monotonic() - printed >= SECONDS_BETWEEN_LINES:
-            printed = time.monotonic()
-            console.print(f"  {line}", highlight=False, soft_wrap=True)
-
-    yield show
 
 
 def _check_unchanged(stage: Stage) -> None:

@@ -216,13 +216,20 @@ class DomainAdaptationDataModule(L.LightningDataModule):
         return loaders
 
     def plain_batches(
-        self, name: DomainName, device: torch.device, *, batch_size: int | None = None, shuffled: int | None = None
+        self,
+        name: DomainName,
+        device: torch.device,
+        *,
+        title: str = "passing over images",
+        batch_size: int | None = None,
+        shuffled: int | None = None,
     ) -> Iterator[Batch]:
         """Training images of a domain as the network sees them, outside of the Trainer's own loops.
 
         Args:
             name: A domain whose images the method reads.
             device: Where the batches are wanted.
+            title: What the pass is for, as `Method.show_progress` shows it.
             batch_size: Images a batch and process; default `val_batch_size`.
             shuffled: None for every image exactly once over all ranks, in order. Otherwise the number of images, all
                 ranks together, of a shuffled pass in full batches (what batch statistics need).
@@ -248,9 +255,11 @@ class DomainAdaptationDataModule(L.LightningDataModule):
             collate_fn=collate,
             drop_last=shuffled is not None,
         )
-        for batch in loader:
-            if batch["name"]:
-                yield to_device_format(move_data_to_device(batch, device))
+        with self.method.show_progress(title, len(sampler)) as advance:
+            for batch in loader:
+                if batch["name"]:
+                    yield to_device_format(move_data_to_device(batch, device))
+                advance(len(batch["name"]) + len(batch["skipped"]))
 
     def val_dataloader(self) -> list[DataLoader[Item]]:
         """One loader a domain of `validation_sets`, in that order."""

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sfda.data.datasets import Batch
+    from sfda.progress import Advance
 
 ALPHAS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 SCORED_IMAGES = 32
@@ -124,15 +125,16 @@ class AdaBN(OnlineMethod, GatheredMethod):
 
     def _score_alphas(self, source: Statistics, target: Statistics, changed: set[str]) -> list[dict[str, float]]:
         scored = []
-        for alpha in ALPHAS:
-            mix_statistics(self.network, source, target, alpha, changed)
-            scored.append(self._score())
+        with self.show_progress("choosing α", len(ALPHAS) * len(self._images)) as advance:
+            for alpha in ALPHAS:
+                mix_statistics(self.network, source, target, alpha, changed)
+                scored.append(self._score(advance))
         agreement, information = torch.tensor(scored, dtype=torch.float64).T
         rank_sums = ranks(agreement) + ranks(information)
         rows = torch.stack([torch.tensor(ALPHAS, dtype=torch.float64), agreement, information, rank_sums], dim=1)
         return [dict(zip(("alpha", "agreement", "infomax", "rank_sum"), row, strict=True)) for row in rows.tolist()]
 
-    def _score(self) -> tuple[float, float]:
+    def _score(self, advance: Advance) -> tuple[float, float]:
         """Mean view agreement and InfoMax of the network as it is, over all ranks' images."""
 
         def predict(images: Tensor, size: tuple[int, int]) -> Tensor:
@@ -145,6 +147,7 @@ class AdaBN(OnlineMethod, GatheredMethod):
             probabilities = predict(images, (images.shape[-2], images.shape[-1]))
             agreement.update(view_agreement(predict, images, top_label(probabilities)[1]))
             label_free.update(probabilities)
+            advance(1)
         return float(agreement.compute()), float(label_free.compute()["infomax"])
 
     # ------------------------------------------------------------------ online

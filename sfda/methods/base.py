@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -25,6 +26,7 @@ from sfda.metrics.functional import group_probabilities
 from sfda.metrics.segmentation import SegmentationMetrics
 from sfda.networks.build import build_network
 from sfda.networks.finite import refuse_nan
+from sfda.progress import Advance, PassDisplay, no_progress
 
 if TYPE_CHECKING:
     from sfda.data.datamodule import DomainAdaptationDataModule
@@ -157,6 +159,19 @@ class Method(L.LightningModule, ABC):
     def run_folder(self) -> Path:
         """Where this run writes its reports."""
         return Path(self.trainer.default_root_dir)
+
+    def show_progress(self, title: str, total: int) -> AbstractContextManager[Advance]:
+        """Show a long pass outside of the Trainer's own loops, as the Trainer's progress bar does, on rank 0.
+
+        Args:
+            title: What is done, for example ``labelling``.
+            total: How many there are of what is passed over, on this process.
+
+        Returns:
+            A context whose value is told how many more are done.
+        """
+        display = self.trainer.progress_bar_callback
+        return display.show_pass(title, total) if isinstance(display, PassDisplay) else no_progress(title, total)
 
     def setup(self, stage: str) -> None:
         """Weights from the source model, and one metric a validation set."""

@@ -146,7 +146,8 @@ class IAPC(PseudoLabelledMethod):
         def predict(images: Tensor) -> Tensor:
             return self.multi_scale_probabilities(images, (images.shape[-2], images.shape[-1]))
 
-        label_by_argmax(store, self.datamodule.plain_batches("target", self.device), predict)
+        batches = self.datamodule.plain_batches("target", self.device, title="making pseudo-labels")
+        label_by_argmax(store, batches, predict)
 
     # ------------------------------------------------------------------ training
 

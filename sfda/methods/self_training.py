@@ -103,12 +103,13 @@ class SelfTraining(PseudoLabelledMethod):
         """One pass for thresholds and labels."""
         label_by_class_balance(
             store,
-            self.datamodule.plain_batches("target", self.device),
+            self.datamodule.plain_batches("target", self.device, title="predicting for pseudo-labels"),
             self.label_confidence,
             num_classes=len(self.datamodule.classes),
             class_fraction=self.class_fraction,
             image_fraction=self.image_fraction,
             images=len(self.datamodule.training_sets["target"]),
+            show_progress=self.show_progress,
         )
 
     def prepare_fit(self) -> None:

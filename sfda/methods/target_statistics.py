@@ -40,7 +40,9 @@ def target_statistics(method: Method, module: nn.Module, forward: Callable[[Tens
             f"few for {processes} processes"
         )
     with BatchStatistics(module) as gathered:
-        for batch in method.datamodule.plain_batches("target", method.device, batch_size=BATCH, shuffled=IMAGES):
+        for batch in method.datamodule.plain_batches(
+            "target", method.device, title="BatchNorm statistics", batch_size=BATCH, shuffled=IMAGES
+        ):
             if len(batch["name"]) > 1:  # unreadable files may leave one image, which has no variance
                 with refusing_nan(method.network, batch["name"], method.advice_against_nan):
                     forward(batch["image"])

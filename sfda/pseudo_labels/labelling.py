@@ -17,6 +17,7 @@ from torch import Tensor
 from sfda.errors import UserError
 from sfda.metrics.functional import at_least_float32, top_label
 from sfda.networks.finite import refuse_nan
+from sfda.progress import ShowProgress, no_progress
 from sfda.pseudo_labels.store import PseudoLabelStore, barrier, rank_and_world_size
 from sfda.pseudo_labels.thresholds import (
     BINS,
@@ -77,6 +78,7 @@ def label_by_class_balance(
     image_fraction: float,
     *,
     images: int,
+    show_progress: ShowProgress = no_progress,
 ) -> None:
     """Label the most confident pixels of every class, and those of every image, with their most probable class.
 
@@ -98,6 +100,7 @@ def label_by_class_balance(
         class_fraction: In [0, 1]; 0 turns the thresholds of classes off.
         image_fraction: In [0, 1]; 0 turns the thresholds of images off.
         images: Number of images over all ranks, from which the disk space for temporaries is reckoned.
+        show_progress: Shows how far the writing of labels is; the pass over `batches` is for the caller to show.
 
     Raises:
         UserError: a fraction is out of its range, the disk is too full, a probability or scale is NaN, or a file
@@ -116,7 +119,7 @@ def label_by_class_balance(
         notes = {**bins, "predicted": scaled.sum(1)}
         store.note({name: value.tolist() for name, value in notes.items()})
     notes = {name: torch.tensor(value) for name, value in store.notes.items()}
-    labelled = _write_labels(store, notes["scaled"], image_fraction).double()
+    labelled = _write_labels(store, notes["scaled"], image_fraction, show_progress).double()
     store.finish(
         {
             "thresholds": lower_edges(notes["scaled"]).tolist(),
@@ -209,21 +212,26 @@ def _check_disk(store: PseudoLabelStore, images: int, pixels: int, num_classes: 
 # ---------------------------------------------------------------- second phase: labels
 
 
-def _write_labels(store: PseudoLabelStore, by_class: Tensor, image_fraction: float) -> Tensor:
+def _write_labels(
+    store: PseudoLabelStore, by_class: Tensor, image_fraction: float, show_progress: ShowProgress
+) -> Tensor:
     """Make every temporary into a label; returns the labelled pixels of each class, (C,), over all ranks."""
     waiting = store.temporaries()
     done = store.labelled() - waiting
     barrier()  # all have looked before any removes one
     counts = torch.zeros_like(by_class)
-    for name in _own(done):
-        counts += _label_counts(torch.from_numpy(store.read(name)), len(counts))
-    for name in _own(waiting):
-        predicted, bins, _ = _read_confidence(store, name)
-        by_image = image_thresholds(bins[None], image_fraction)
-        label = select_labels(predicted[None], bins[None], by_class, by_image)[0]
-        store.write(name, label.numpy())
-        store.remove_temporary(name)
-        counts += _label_counts(label, len(counts))
+    with show_progress("writing pseudo-labels", len(_own(done)) + len(_own(waiting))) as advance:
+        for name in _own(done):
+            counts += _label_counts(torch.from_numpy(store.read(name)), len(counts))
+            advance(1)
+        for name in _own(waiting):
+            predicted, bins, _ = _read_confidence(store, name)
+            by_image = image_thresholds(bins[None], image_fraction)
+            label = select_labels(predicted[None], bins[None], by_class, by_image)[0]
+            store.write(name, label.numpy())
+            store.remove_temporary(name)
+            counts += _label_counts(label, len(counts))
+            advance(1)
     return _sum_over_ranks(counts)
 
 

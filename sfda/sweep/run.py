@@ -13,7 +13,7 @@ from sfda.compare.run import fit
 from sfda.errors import UserError
 from sfda.files import WriteError
 from sfda.processes import started
-from sfda.progress import table_console
+from sfda.progress import status, table_console
 from sfda.sweep.objective import scores_of_run
 from sfda.sweep.plan import Sweep, Trial, plan, read_sweep
 from sfda.sweep.table import Row, as_table, write_results
@@ -86,7 +86,7 @@ def _check_unchanged(trial: Trial) -> None:
 def _check_options(console: Console, trial: Trial) -> None:
     """Parse the options of a trial, which all have: a wrong name should not cost every one of them."""
     with (
-        console.status("checking the options"),
+        status(console, "checking the options"),
         started(["fit", *trial.options, "--print_config"]) as command,
     ):
         lines = command.output.read().strip().splitlines()

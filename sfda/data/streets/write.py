@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +22,7 @@ from sfda.data.streets.shade import WEATHERS
 from sfda.data.streets.town import render, style_of
 from sfda.errors import UserError
 from sfda.files import write_whole
+from sfda.progress import ShowProgress, no_progress
 
 Pixels = npt.NDArray[np.uint8]
 Counts = Mapping[str, Mapping[str, int]]
@@ -60,7 +61,7 @@ def write_streets(
     width: int = 256,
     counts: Counts | None = None,
     domains: Sequence[str] = tuple(DEFAULT_COUNTS),
-    progress: Callable[[int, int], None] | None = None,
+    show_progress: ShowProgress = no_progress,
 ) -> None:
     """Writes the domains below `root`, each in the layout of the data set that it is named after.
 
@@ -76,7 +77,7 @@ def write_streets(
         width: Columns of every image.
         counts: Domain → split (``train``, ``val``) → number of scenes; a domain that is missing has its default.
         domains: Which domains to write.
-        progress: Called with (scenes on disk, all scenes) after every scene.
+        show_progress: Shows how many of the missing scenes are drawn.
 
     Raises:
         UserError: unknown preset, domain or split; or `root` holds something else already.
@@ -91,10 +92,12 @@ def write_streets(
     work = partial(_write_scene, preset=preset, height=height, width=width)
     # Fresh processes, not forks: a fork would inherit locks held by threads of the caller's libraries.
     context = get_context("spawn")
-    with ProcessPoolExecutor(WORKERS, context, initializer=cv2.setNumThreads, initargs=(0,)) as pool:
-        for done, _ in enumerate(pool.map(work, missing, chunksize=8), start=len(jobs) - len(missing) + 1):
-            if progress is not None:
-                progress(done, len(jobs))
+    with (
+        ProcessPoolExecutor(WORKERS, context, initializer=cv2.setNumThreads, initargs=(0,)) as pool,
+        show_progress("drawing streets", len(missing)) as advance,
+    ):
+        for _ in pool.map(work, missing, chunksize=8):
+            advance(1)
     _write_splits(root, jobs)
     _write(root / MANIFEST, _as_json(manifest))
     (root / BEGUN).unlink(missing_ok=True)
