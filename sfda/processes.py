@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from typing import TextIO
 
@@ -27,6 +28,12 @@ class Command:
         self.status: int | None = None
 
 
+def preload() -> None:
+    """Begin to import what the commands need, in the background."""
+    forkserver.set_forkserver_preload(PRELOADED)
+    forkserver.ensure_running()
+
+
 @contextmanager
 def started(words: Sequence[str], **environment: str) -> Iterator[Command]:
     """Start ``sfda WORDS`` in the current folder; leaving the context waits for its end.
@@ -38,8 +45,8 @@ def started(words: Sequence[str], **environment: str) -> Iterator[Command]:
     Yields:
         The command.
     """
+    preload()
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
     reader, writer = context.Pipe(duplex=False)
     variables = {**os.environ, **environment}
     process = context.Process(target=_command, args=(list(words), variables, writer))

@@ -10,7 +10,7 @@ from rich.console import Console
 from sfda import progress
 from sfda.callbacks.progress_lines import ProgressLines
 from sfda.progress import Lines, how_long, status
-from tiny_runs import die_in_the_second_epoch, tiny_arguments
+from tiny_runs import die, tiny_arguments
 
 
 class Clock:
@@ -146,7 +146,7 @@ def test_a_terminal_shows_passes_and_the_whole_fit_in_one_display(sfda, town, so
 @pytest.mark.medium
 def test_a_resumed_fit_counts_on_and_estimates_from_its_own_steps(sfda, town, source_model, monkeypatch, capsys):
     arguments = [*tiny_arguments("tent", town, source_model), "--trainer.enable_progress_bar", "true"]
-    die_in_the_second_epoch([*arguments, "--trainer.max_epochs", "3"], Path("run"))
+    die([*arguments, "--trainer.max_epochs", "3"], Path("run"))
     capsys.readouterr()
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
     monkeypatch.setattr(progress, "how_long", lambda seconds, done, total: f"{done} of {total:.0f}")

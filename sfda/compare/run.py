@@ -21,7 +21,7 @@ from sfda.compare.plan import Stage, plan, read_comparison
 from sfda.compare.table import Row, as_sentence, as_table, write_results
 from sfda.errors import UserError
 from sfda.files import write_whole, writing
-from sfda.processes import started
+from sfda.processes import preload, started
 from sfda.progress import status, table_console
 
 TAIL = 12
@@ -50,8 +50,9 @@ def compare(config: str, out: Path, logger: str | None = None) -> int:
     for stage in stages:
         _check_unchanged(stage)
     started = time.monotonic()
+    preload()
     for command in comparison.prepare:
-        run_sfda(console, shlex.split(command), out / "prepare.log", "preparing", group=out.name)
+        _prepare(console, command)
     wanted = [stage for stage in stages if stage.experiment in comparison.experiments]
     for number, stage in enumerate(stages, start=1):
         title = f"{number}/{len(stages)} {stage.experiment} seed {stage.seed}"
@@ -65,6 +66,17 @@ def compare(config: str, out: Path, logger: str | None = None) -> int:
     console.print(f"{time.monotonic() - started:.0f} s; runs, pictures and results.json are in {out}", style="dim")
     _point_on(console, rows, out)
     return 0
+
+
+def _prepare(console: Console, command: str) -> None:
+    """Run a command in this process: what draws or fetches data needs no torch."""
+    from sfda.cli import main
+
+    console.print(Text(f"$ sfda {command}", style="cyan"), soft_wrap=True)
+    begun = time.monotonic()
+    if main(shlex.split(command)) != 0:
+        raise UserError(f"`sfda {command}` failed, see above")
+    console.print(f"✓ {command}  {time.monotonic() - begun:.0f} s")
 
 
 def _point_on(console: Console, rows: Sequence[Row], out: Path) -> None:
