@@ -26,8 +26,9 @@ from sfda.data.config import data_options, domains_of
 from sfda.data.errors import MissingLabels, UnreadableFile
 from sfda.data.images import read_image, read_orientation
 from sfda.data.label_spaces import CITYSCAPES19, ClassSet, Lookup, load_class_set, score_groups
-from sfda.data.layouts import Domain, Pair, Split, describe_other_files, label_folder, lacks_validation, read_pairs
+from sfda.data.layouts import Domain, Pair, describe_other_files, label_folder, lacks_validation, read_pairs
 from sfda.data.readers import class_set_of_files, count_values, labels_in, look_up, read_values
+from sfda.data.splits import Split
 from sfda.errors import UserError
 from sfda.progress import progress
 

@@ -6,24 +6,20 @@ the label folder is listed or even looked for: a source-free run works with that
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NoReturn, get_args
 
-from sfda.data.errors import BadList, DuplicateName, EmptyFolder, MissingLabels, MissingRoot
+from sfda.data.errors import DuplicateName, EmptyFolder, MissingLabels, MissingRoot
 from sfda.data.formats import MAX_PIXELS
 from sfda.data.paths import IMAGE_TYPES, describe_left_out, expand_path, files_below
+from sfda.data.splits import Report, Split, names_in_split
 from sfda.errors import UserError
 
-Split = Literal["train", "val"]
 LabelValues = Literal["label_ids", "train_ids"]
-Report = Callable[[UserError], None]
 
-_VAL_SHARE = 0.1
 _TRAIN_IDS = "_gtFine_labelTrainIds"
 # Cityscapes in fog and rain: folders that stand in the place of `leftImg8bit`, and what their files' names have in
 # common. One frame is there several times, `<frame>_leftImg8bit_foggy_beta_0.02` being one of them.
@@ -203,7 +199,8 @@ def read_pairs(domain: Domain, split: Split, with_labels: bool, report: Report =
         hint = ""
     found = _find_images(root, images, labels, report, hint)
     if domain.layout in ("gta5", "synthia"):
-        found = {name: found[name] for name in _names_of_split(domain, root, split, set(found), report)}
+        lists: dict[Split, str | None] = {"train": domain.train_list, "val": domain.val_list}
+        found = {name: found[name] for name in names_in_split(root, split, lists, set(found), report)}
     if not found:
         raise EmptyFolder(f"{root}: the split `{split}` is empty; name its images in {root / f'{split}.txt'}")
     label_paths = _find_labels(root, images, labels, found, report) if with_labels else {}
@@ -322,46 +319,3 @@ def _find_labels(
 def _train_ids_beside(folder: Path, labels: _Place) -> str:
     count = len(list(folder.glob(f"*/*{_TRAIN_IDS}.png"))) if labels.by_city else 0
     return f"; {count} *{_TRAIN_IDS}.png are there: `label_values: train_ids` of the domain reads them" if count else ""
-
-
-def _names_of_split(domain: Domain, root: Path, split: Split, names: set[str], report: Report) -> Iterable[str]:
-    lists = {
-        "train": expand_path(domain.train_list) if domain.train_list else root / "train.txt",
-        "val": expand_path(domain.val_list) if domain.val_list else root / "val.txt",
-    }
-    given = {"train": domain.train_list, "val": domain.val_list}
-    if given[split] or lists[split].is_file():
-        return _names_in_list(lists[split], names, report)
-    if any(given.values()) or any(path.is_file() for path in lists.values()):
-        raise BadList(
-            f"{root}: there is a list of names, but none for `{split}`, and a split by hash could overlap with it; "
-            f"set `{split}_list` or write {lists[split]}"
-        )
-    return (name for name in names if _is_val(name) == (split == "val"))
-
-
-def _is_val(name: str) -> bool:
-    digest = hashlib.sha256(name.encode()).digest()
-    return int.from_bytes(digest[:8], "big") < _VAL_SHARE * 2**64
-
-
-def _names_in_list(path: Path, names: set[str], report: Report) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadList(f"{path}: the list of names cannot be read ({error})") from error
-    listed = [Path(line.strip()) for line in lines if line.strip()]
-    stems = [entry.stem if entry.suffix.lower() in IMAGE_TYPES else entry.name for entry in listed]
-    if not stems:
-        raise BadList(f"{path}: the list is empty; write one name a line, such as {min(names)}")
-    if missing := [stem for stem in stems if stem not in names]:
-        report(
-            BadList(
-                f"{path}: {len(missing)} of {len(stems)} names have no image, the first being {missing[0]!r}; "
-                f"the images have names such as {min(names)!r}"
-            )
-        )
-    for stem, count in Counter(stems).items():
-        if count > 1:
-            report(DuplicateName(f"{path}: names {stem!r} twice"))
-    return [stem for stem in stems if stem in names]

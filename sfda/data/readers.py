@@ -23,7 +23,8 @@ from sfda.data.label_spaces import (
     index_map,
     load_class_set,
 )
-from sfda.data.layouts import Domain, Split, read_pairs
+from sfda.data.layouts import Domain, read_pairs
+from sfda.data.splits import Split
 from sfda.errors import UserError
 
 __all__ = [
