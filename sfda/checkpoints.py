@@ -21,8 +21,8 @@ import torch
 from lightning.pytorch.cli import instantiate_module
 from torch import Tensor, nn
 
+from sfda.cli.messages import shorten, user_error_behind
 from sfda.errors import UserError
-from sfda.messages import shorten, user_error_behind
 
 if TYPE_CHECKING:
     from sfda.methods.base import Method
@@ -153,7 +153,7 @@ def build_method(checkpoint: dict[str, Any], said: Mapping[str, Any], name: str)
 
 def _build_as_said(said: Mapping[str, Any]) -> Method:
     """As the command line builds it: options are checked, and may be classes themselves."""
-    method_class = _import_method(said["class"])
+    method_class = import_method(said["class"])
     options = {option: value for option, value in said.items() if option != "class"}
     method: Method = instantiate_module(method_class, {"_class_path": said["class"], **options})
     return method
@@ -171,10 +171,15 @@ def _build_own(class_path: object, stored: Mapping[str, Any], said: Mapping[str,
             f"--model.init_args.calibrated_model.class {class_path} and its options in the same way"
         )
     options = {key: value for key, value in stored.items() if not key.startswith("_") and key not in _NEVER_FROM_A_FILE}
-    return _import_method(class_path)(**options, **{option: said[option] for option in NAMING if option in said})
+    return import_method(class_path)(**options, **{option: said[option] for option in NAMING if option in said})
 
 
-def _import_method(class_path: object) -> type[Method]:
+def import_method(class_path: object) -> type[Method]:
+    """The class of a method.
+
+    Raises:
+        UserError: it cannot be imported, or is no method.
+    """
     from sfda.methods.base import Method  # which reads checkpoints itself
 
     module, _, name = str(class_path).rpartition(".")

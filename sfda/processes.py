@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import sys
@@ -9,9 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
-from typing import TextIO
+from pathlib import Path
+from typing import Any, TextIO
 
-PRELOADED = ["sfda.lightning_cli", "segmentation_models_pytorch"]
+from sfda.errors import UserError
+
+PRELOADED = ["sfda.cli.lightning_cli", "segmentation_models_pytorch"]
 """What the server imports once, without starting a thread or touching a GPU; each command is a fork of it."""
 
 
@@ -65,9 +69,37 @@ def started(words: Sequence[str], **environment: str) -> Iterator[Command]:
             command.status = process.exitcode
 
 
-def _command(words: list[str], environment: Mapping[str, str], output: Connection) -> None:
-    from sfda.cli import main
+def asked(module: str, function: str, *arguments: Any) -> Any:
+    """What a function says that needs torch, which this process has not imported.
 
+    Raises:
+        UserError: the function did.
+    """
+    preload()
+    context = multiprocessing.get_context("forkserver")
+    reader, writer = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(module, function, arguments, writer, str(Path.cwd())))
+    process.start()
+    writer.close()
+    with reader:
+        answer = reader.recv()
+    process.join()
+    if isinstance(answer, UserError):
+        raise answer
+    return answer
+
+
+def _answer(module: str, function: str, arguments: Sequence[Any], writer: Connection, folder: str) -> None:
+    os.chdir(folder)  # the server's folder may be another one
+    sys.path.insert(0, folder)
+    try:
+        writer.send(getattr(importlib.import_module(module), function)(*arguments))
+    except UserError as error:
+        writer.send(error)
+
+
+def _command(words: list[str], environment: Mapping[str, str], output: Connection) -> None:
+    main = importlib.import_module("sfda.cli.main").main
     multiprocessing.set_start_method(None, force=True)  # loaders start their workers as they do everywhere
     os.environ.clear()
     os.environ.update(environment)

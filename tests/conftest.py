@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from commands import Done, run_sfda
-from sfda.cli import main
+from sfda.cli.main import main
 from sfda.data.streets import write_streets
 from tiny_runs import tiny_arguments, watched
 

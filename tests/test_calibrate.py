@@ -8,14 +8,14 @@ import pytest
 import torch
 import yaml
 
-from sfda.arguments import configs_folder
-from sfda.calibrate import CALIBRATORS, calibrated_folder, calibration_arguments
 from sfda.checkpoints import build_method, read_checkpoint
-from sfda.data.config import model_options
+from sfda.cli.calibrate import CALIBRATORS, calibrated_folder, calibration_arguments
 from sfda.errors import UserError
 from sfda.methods.post_hoc import rebuild_method
 from sfda.methods.pseudo_cal import PseudoCal
 from sfda.methods.source_only import SourceOnly
+from sfda.runs.experiment import configs_folder
+from sfda.runs.run import Run
 from tiny_runs import NETWORK, tiny_arguments
 
 SELECTOR = "[{class_path: sfda.callbacks.select_by_ece.SelectByECE, init_args: {start_after: 0.0}}]"
@@ -96,7 +96,7 @@ def run_of(town, source_model, sfda, tmp_path):
 
 
 def load(folder):
-    said = {**model_options(folder), "num_classes": 19}
+    said = {**Run(folder).model(), "num_classes": 19}
     return build_method(read_checkpoint(str(folder / "selected.ckpt")), said, str(folder)).eval()
 
 

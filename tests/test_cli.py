@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from sfda.cli import HELP, main
+from sfda.cli.main import HELP, main
 from tiny_runs import tiny_arguments
 
 
@@ -16,7 +16,7 @@ def run_python(code: str) -> str:
 
 
 def test_help_loads_nothing_heavy():
-    loaded = run_python("import sys; from sfda.cli import main; main(['--help']); print(*sys.modules)")
+    loaded = run_python("import sys; from sfda.cli.main import main; main(['--help']); print(*sys.modules)")
     assert loaded.startswith("usage: sfda")
     assert not {"torch", "lightning", "numpy", "cv2", "yaml", "rich"} & set(loaded.split())
 
@@ -187,22 +187,3 @@ def test_a_run_scored_elsewhere_keeps_its_weights_and_facts(town, source_model, 
         torch.load(path, weights_only=True)["state_dict"] for path in (tmp_path / "b/selected.ckpt", source_model)
     )
     assert any(not torch.equal(value, source[key]) for key, value in state.items())
-
-
-@pytest.mark.medium
-def test_a_later_data_file_undoes_all_of_an_earlier_one(town, tmp_path, sfda, capsys):
-    """Where the later file is silent its defaults hold, for the domains' own options too."""
-    from sfda.fragments import complete_fragments
-
-    path = tmp_path / "mine.yaml"
-    path.write_text(
-        "class_path: sfda.data.datamodule.DomainAdaptationDataModule\n"
-        "init_args: {target: {layout: folder, root: here}, batch_size: 3}\n"
-    )
-    words = complete_fragments(["--data", str(path)])
-    given = dict(zip(words[::2], words[1::2], strict=True))
-    target = json.loads(given["--data.init_args.target"])
-    assert (target["root"], target["val_labels"], target["classes"]) == ("here", "val/labels", None)
-    assert given["--data.init_args.source"] == "null"
-    assert given["--data.init_args.crop"] == "null"
-    assert "--data.init_args.batch_size" not in given

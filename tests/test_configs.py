@@ -6,20 +6,20 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sfda.arguments import configs_folder, expand
-from sfda.compare.plan import plan, read_comparison
 from sfda.networks.build import build_network
+from sfda.runs.arguments import expand
+from sfda.runs.comparison import plan, read_comparison
+from sfda.runs.experiment import configs_folder, experiments_of, resolve
 
 CONFIGS = configs_folder()
-EXPERIMENTS = [
-    f"{path.parent.name}/{path.stem}" for path in sorted(CONFIGS.glob("experiment/*/*.yaml")) if path.stem != "base"
-]
+BENCHMARKS = [path.parent.name for path in sorted(CONFIGS.glob("experiment/*/base.yaml"))]
+EXPERIMENTS = [name for benchmark in BENCHMARKS for name in experiments_of(benchmark)]
 COMPARISONS = [path.relative_to(CONFIGS).as_posix() for path in sorted(CONFIGS.glob("compare/*.yaml"))]
 
 
-def parse(arguments):
-    """The parsed configuration, nothing instantiated."""
-    from sfda.lightning_cli import CommandLine
+def parse(job):
+    """The parsed configuration of a job, nothing instantiated."""
+    from sfda.cli.lightning_cli import CommandLine
 
     class Parsed(CommandLine):
         def before_instantiate_classes(self):
@@ -31,7 +31,7 @@ def parse(arguments):
         def _run_subcommand(self, subcommand):
             pass
 
-    return Parsed(["fit", *arguments])
+    return Parsed(job)
 
 
 def arrived(written, parsed):
@@ -56,15 +56,15 @@ build_once = functools.cache(build_network)
 def test_the_values_of_every_experiment_arrive_and_it_can_be_instantiated(experiment, monkeypatch):
     cli = parse(expand("fit", [experiment]))
     config = cli.config["fit"]
-    written = yaml.safe_load((CONFIGS / f"experiment/{experiment}.yaml").read_text())
-    assert set(written) <= {"model", "data", "trainer"}
-    for part, values in written.items():
-        assert "class_path" not in values
-        given = values if part == "trainer" else values["init_args"]
+    written = resolve(experiment).config
+    assert set(written) <= {"seed_everything", "experiment", "model", "data", "trainer"}
+    for part in ("model", "data", "trainer"):
+        given = written[part] if part == "trainer" else written[part]["init_args"]
         parsed = config[part] if part == "trainer" else config[part].init_args
         for key, value in given.items():
             assert key in parsed
             assert arrived(value, parsed[key]), key
+    assert config.model.class_path == written["model"]["class_path"]
 
     monkeypatch.setattr("sfda.methods.base.build_network", build_once)  # dozens have the same network
     ready = cli.parser.instantiate_classes(cli.config)["fit"]
@@ -93,15 +93,28 @@ def test_every_data_fragment_names_every_option(data):
     assert set(content["init_args"]) == set(inspect.signature(DomainAdaptationDataModule).parameters)
 
 
-def test_no_base_names_a_model():
+def test_no_base_names_a_method():
     for base in CONFIGS.glob("experiment/*/base.yaml"):
-        assert set(yaml.safe_load(base.read_text())) == {"seed_everything", "data", "trainer"}
+        content = yaml.safe_load(base.read_text())
+        assert set(content) <= {"experiments", "seed_everything", "data", "trainer", "model"}
+        assert "class_path" not in content.get("model", {})
+
+
+def test_experiments_name_each_other_and_no_checkpoint():
+    files = sorted(CONFIGS.glob("experiment/*/*.yaml"))
+    assert len(files) <= 50
+    assert not [path for path in files if "ckpt" in path.read_text()]
+    for name in EXPERIMENTS:
+        source = resolve(name).source
+        assert (source is None) == ("/source_training" in name)
+        assert source is None or f"{name.split('/')[0]}/{source}" in EXPERIMENTS
 
 
 @pytest.mark.parametrize("comparison", COMPARISONS)
 def test_every_comparison_can_be_planned(comparison):
     stages = plan(read_comparison(comparison), Path("out"))
     done = set()
-    for stage in stages:
-        assert all((needed, stage.seed) in done for needed in stage.needs)
-        done.add((stage.experiment, stage.seed))
+    for (name, seed), stage in stages.items():
+        source = resolve(stage.arguments[0]).source
+        assert source is None or (source, seed) in done
+        done.add((name, seed))

@@ -10,9 +10,8 @@ import pytest
 import torch
 import yaml
 
-import sfda.cli
 from sfda.callbacks.run_folder import MetricsFile
-from sfda.cli import main
+from sfda.cli.main import main
 from sfda.data.streets import write_streets
 from sfda.files import WriteError, write_json, write_whole
 from tiny_runs import tiny_arguments
@@ -82,7 +81,7 @@ def test_what_the_system_refuses_is_a_sentence_for_every_command(code, monkeypat
     def refuse(arguments: list[str]) -> int:
         raise OSError(code, os.strerror(code), "some/file")
 
-    monkeypatch.setattr(sfda.cli, "_compare", refuse)
+    monkeypatch.setattr("sfda.cli.main._compare", refuse)
     assert main(["compare"]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"sfda: some/file cannot be used ({os.strerror(code)}): ")
@@ -93,7 +92,7 @@ def test_what_a_user_cannot_mend_keeps_its_traceback(monkeypatch):
     def break_down(arguments: list[str]) -> int:
         raise OSError(errno.ECONNRESET, "gone")
 
-    monkeypatch.setattr(sfda.cli, "_compare", break_down)
+    monkeypatch.setattr("sfda.cli.main._compare", break_down)
     with pytest.raises(OSError, match="gone"):
         main(["compare"])
 
@@ -195,6 +194,6 @@ def test_workers_without_shared_memory_are_a_sentence(sfda, monkeypatch, capsys)
     def die(words: list[str]) -> None:
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that ...")
 
-    monkeypatch.setattr("sfda.lightning_cli.CommandLine", die)
+    monkeypatch.setattr("sfda.cli.lightning_cli.CommandLine", die)
     assert sfda("fit", "streets/ada_bn") == 2
     assert "lower --data.init_args.num_workers" in capsys.readouterr().err

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from sfda.cli import main
+from sfda.cli.main import main
 from tiny_runs import tiny_arguments
 
 pytestmark = pytest.mark.medium

@@ -12,10 +12,10 @@ import torch
 import yaml
 from PIL import Image
 
+from sfda.cli.predict import _jobs, label_ids_of
 from sfda.data.label_spaces import CITYSCAPES19, SYNTHIA13, SYNTHIA16, load_class_set
 from sfda.errors import UserError
 from sfda.methods.source_training import SourceTraining
-from sfda.predict import _jobs, label_ids_of
 
 pytestmark = pytest.mark.medium
 SIZES = {"a.png": (32, 64), "deep/er/b.jpg": (37, 51), "deep/c.PNG": (40, 30)}

@@ -87,18 +87,18 @@ def test_no_code_reads_the_configuration_from_wandb():
 
 
 def test_a_sweeps_agent_starts_runs_of_one_seed_in_folders_of_their_own(monkeypatch):
-    from sfda.lightning_cli import _run_name
+    from sfda.runs.arguments import run_name
 
-    assert _run_name(3) == "seed3"
+    assert run_name(3) == "seed3"
     monkeypatch.setenv("WANDB_SWEEP_ID", "abc")
     monkeypatch.setenv("WANDB_RUN_ID", "xyz")
-    assert _run_name(3) == "sweep-abc/xyz"
+    assert run_name(3) == "sweep-abc/xyz"
 
 
 def test_the_runs_of_a_comparison_are_a_group(tmp_path, monkeypatch):
     from rich.console import Console
 
-    from sfda.compare.run import run_sfda
+    from sfda.runs.engine import run_sfda
 
     groups = []
 
@@ -107,7 +107,7 @@ def test_the_runs_of_a_comparison_are_a_group(tmp_path, monkeypatch):
         groups.append(environment["WANDB_RUN_GROUP"])
         yield SimpleNamespace(output=[], status=0)
 
-    monkeypatch.setattr("sfda.compare.run.started", played)
+    monkeypatch.setattr("sfda.runs.engine.started", played)
     for environment in ({}, {"WANDB_RUN_GROUP": "mine"}):
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
@@ -117,7 +117,7 @@ def test_the_runs_of_a_comparison_are_a_group(tmp_path, monkeypatch):
 
 @pytest.mark.medium
 def test_the_fragment_stands_beside_a_trainer_fragment_in_either_order(monkeypatch):
-    from sfda.arguments import expand
+    from sfda.runs.arguments import expand
     from test_configs import parse
 
     monkeypatch.setattr("sys.argv", ["sfda"])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sfda.callbacks.skipped_files import SkippedFiles
-from sfda.cli import main
+from sfda.cli.main import main
 
 NETWORK = "tiny_network.build"
 

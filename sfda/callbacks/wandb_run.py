@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from sfda.callbacks.run_folder import git_commit
 from sfda.methods.base import Method
-from sfda.sweep.objective import scores_of_run
+from sfda.runs.run import Run
 
 UNSETTLED = "."
 """Lightning's default of ``save_dir``."""
@@ -68,7 +68,7 @@ class WandbRun(Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Log the configuration."""
         for logger in _wandb_loggers(trainer):
-            config = yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8"))
+            config = yaml.safe_load(Run(self.folder).config_file.read_text(encoding="utf-8"))
             logger.log_hyperparams({**config, "git_commit": git_commit()})
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -82,7 +82,7 @@ class WandbRun(Callback):
             for picture in sorted(self.folder.glob("*.png")):
                 logger.log_image(f"pictures/{picture.stem}", [str(picture)], step=_step(trainer, pl_module))
             if stage == "fit":
-                logger.experiment.summary.update(scores_of_run(self.folder))
+                logger.experiment.summary.update(Run(self.folder).scores())
             logger.finalize("success")  # uploads checkpoints where the logger is told to
             logger.experiment.finish()
 

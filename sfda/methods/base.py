@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -16,7 +17,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import lightning as L
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
 from sfda.checkpoints import load_source_network
@@ -145,10 +145,15 @@ class Method(L.LightningModule, ABC):
         """The DataModule at work."""
         return self.trainer.datamodule  # type: ignore[attr-defined, no-any-return]
 
+    @classmethod
+    def has_fit_with(cls, options: Mapping[str, Any]) -> bool:
+        """Whether there is something to fit; otherwise the method is scored as it starts from the source model."""
+        return cls.training_step is not L.LightningModule.training_step
+
     @property
     def has_fit(self) -> bool:
-        """Whether there is something to fit; otherwise the method is scored as it starts from the source model."""
-        return is_overridden("training_step", self, L.LightningModule)
+        """The same for the options that it has."""
+        return self.has_fit_with(self.hparams)
 
     @property
     def fit_is_complete(self) -> bool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from sfda.errors import UserError
 from sfda.methods.base import Method
 
@@ -11,10 +14,10 @@ class OnlineMethod(Method):
 
     online: bool = False
 
-    @property
-    def has_fit(self) -> bool:
+    @classmethod
+    def has_fit_with(cls, options: Mapping[str, Any]) -> bool:
         """Online the method adapts while it is scored."""
-        return not self.online
+        return not options.get("online") and super().has_fit_with(options)
 
     def setup(self, stage: str) -> None:
         """Settle what can be done.

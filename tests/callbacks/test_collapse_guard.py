@@ -17,7 +17,7 @@ TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp_fork"]
 @pytest.fixture(scope="module")
 def good_source(town, tmp_path_factory):
     """A source model that has learnt something: 120 steps."""
-    from sfda.cli import main
+    from sfda.cli.main import main
 
     folder = tmp_path_factory.mktemp("good") / "run"
     arguments = [*tiny_arguments("source_training", town), "--model.init_args.optimizer", "adamw"]

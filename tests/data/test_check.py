@@ -14,8 +14,8 @@ import yaml
 from PIL import Image
 from rich.console import Console
 
-from sfda.data.check import Findings, SplitReport, check_pairs
-from sfda.data.check_tables import print_tables
+from sfda.cli.data_check import Findings, SplitReport, check_pairs
+from sfda.cli.data_check_tables import print_tables
 from sfda.data.label_spaces import CITYSCAPES19, load_class_set
 from sfda.data.layouts import read_pairs
 from sfda.data.readers import Domain, labels_in
@@ -295,7 +295,7 @@ def test_where_the_data_options_may_stand(town, sfda, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("data: gone.yaml", "gone.yaml: cannot be read"),
+        ("data: gone.yaml", "`data` names gone.yaml, which is not there"),
         ("[1, 2]", "it holds no mapping"),
         ("a: [", "cannot be read as YAML"),
         ("init_args: {source: {layout: gta5, root: x}}", "names no `target` domain"),
@@ -323,7 +323,7 @@ def test_torch_is_not_imported(town, tmp_path):
     path = tmp_path / "data.yaml"
     path.write_text(yaml.safe_dump({"class_path": CLASS, "init_args": town_options(town)}))
     code = (
-        "import sys; from sfda.cli import main; "
+        "import sys; from sfda.cli.main import main; "
         f"status = main(['data', 'check', '--config', {str(path)!r}]); print('torch' in sys.modules, status)"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

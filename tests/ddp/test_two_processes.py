@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from sfda.lightning_cli import LAUNCHED, _leave_the_group
+from sfda.cli.lightning_cli import LAUNCHED, _leave_the_group
 from tiny_runs import tiny_arguments
 
 pytestmark = pytest.mark.medium

@@ -12,9 +12,9 @@ import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from sfda.arguments import configs_folder
 from sfda.methods.base import Method
 from sfda.methods.gathered import GatheredMethod
+from sfda.runs.experiment import configs_folder
 from tiny_runs import die, tiny_arguments
 
 MODELS = sorted(path.stem for path in configs_folder().glob("model/*.yaml"))

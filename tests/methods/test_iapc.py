@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import yaml
 
-from sfda.arguments import configs_folder
 from sfda.errors import UserError
 from sfda.methods.iapc import IAPC
+from sfda.runs.experiment import experiments_of, resolve
 from tiny_runs import NETWORK
 
 CLASSES = 4
@@ -271,13 +270,14 @@ def test_an_option_out_of_range_is_refused(option, value):
         IAPC(network=NETWORK, num_classes=3, **{option: value})
 
 
-@pytest.mark.parametrize(
-    "path",
-    sorted(configs_folder().glob("experiment/*_to_cityscapes/iapc*.yaml")),
-    ids=lambda path: f"{path.parent.name}/{path.stem}",
-)
-def test_published_experiments_label_and_test_at_the_authors_size_and_train_at_theirs(path):
-    data = yaml.safe_load(path.read_text())["data"]["init_args"]
+PUBLISHED = [
+    name for benchmark in ("gta5", "synthia") for name in experiments_of(f"{benchmark}_to_cityscapes") if "iapc" in name
+]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_experiments_label_and_test_at_the_authors_size_and_train_at_theirs(name):
+    data = resolve(name).config["data"]["init_args"]
     assert data["size"] == [512, 1024]
     assert data["crop"] == [256, 512]
     widths = [scale * data["size"][1] for scale in data["scale"]]

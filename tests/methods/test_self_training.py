@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sfda.cli import main
+from sfda.cli.main import main
 from sfda.data.images import read_label_values
 from sfda.data.label_spaces import CITYSCAPES19
 from sfda.data.readers import Domain, SegmentationSet

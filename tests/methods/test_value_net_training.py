@@ -5,10 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-import yaml
 
-from sfda.arguments import configs_folder
-from sfda.cli import main
+from sfda.cli.main import main
 from sfda.data.label_spaces import CITYSCAPES19
 from sfda.data.readers import Domain, SegmentationSet
 from sfda.errors import UserError
@@ -17,6 +15,7 @@ from sfda.methods.cal_sfda import CalSFDA
 from sfda.methods.source_training import SourceTraining
 from sfda.methods.value_net_training import ValueNetTraining, load_value_net
 from sfda.networks.value_net import ValueNet
+from sfda.runs.experiment import resolve
 from tiny_runs import NETWORK, tiny_arguments
 
 TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp_fork"]
@@ -139,9 +138,7 @@ def test_the_learning_rate_is_divided_by_the_root_of_two_every_epoch(accumulated
 @pytest.mark.parametrize(("benchmark", "steps"), [("gta5", 6241), ("synthia", 2350)])
 def test_the_published_benchmarks_schedule_reaches_the_level_of_the_truth(benchmark, steps):
     """Where features share nothing, so that the bias alone can learn it; a 100th of the steps at 100 times the lr."""
-    config = yaml.safe_load(
-        (configs_folder() / f"experiment/{benchmark}_to_cityscapes/value_net_training.yaml").read_text()
-    )
+    config = resolve(f"{benchmark}_to_cityscapes/value_net_training").config
     method = tiny_method(lr=100 * config["model"]["init_args"]["lr"])
     method._trainer = SimpleNamespace(
         estimated_stepping_batches=30 * (steps // 100), num_training_batches=steps // 100, accumulate_grad_batches=1

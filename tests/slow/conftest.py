@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from commands import Done, run_sfda
-from sfda.arguments import configs_folder
+from sfda.runs.experiment import configs_folder
 from tiny_runs import NETWORK
 
 DEMO_NETWORK = "smp:DeepLabV3Plus/mobilenet_v2"
@@ -70,9 +70,8 @@ def write_small_experiments(folder: Path, town: Path) -> None:
     for path in configs.glob("experiment/streets/*.yaml"):
         content = yaml.safe_load(path.read_text())
         if path.stem == "base":
-            content |= {"data": "data.yaml", "trainer": "trainer.yaml"}
+            content |= {"data": "data.yaml", "trainer": "trainer.yaml", "model": {"init_args": {"network": NETWORK}}}
         else:
-            content["model"]["init_args"]["network"] = NETWORK
             content.pop("data", None)
         write(folder / "experiment/streets" / path.name, content)
     data = yaml.safe_load((configs / "data/streets.yaml").read_text())

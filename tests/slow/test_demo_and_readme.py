@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from sfda.compare.table import as_table
+from sfda.runs.tables import as_table
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from commands import run_sfda
-from sfda.arguments import configs_folder
-from sfda.cli import main
-from sfda.sweep.objective import scores_of_run
+from sfda.cli.main import main
+from sfda.runs.experiment import configs_folder
+from sfda.runs.run import Run
 from tiny_runs import NETWORK
 from wandb_files import content
 
@@ -62,7 +62,7 @@ def test_by_sfda_sweep(name, here):
         assert {f"model.init_args.{key}": config[key] for key in ("alpha", "lr") if key in config}.items() <= row[
             "parameters"
         ].items()
-        assert row["value"] == scores_of_run(folder)[metric]
+        assert row["value"] == Run(folder).scores()[metric]
         assert f"{row['value']:.4f}" in printed
         (wandb,) = (content(path) for path in folder.glob("wandb/offline-run-*/run-*.wandb"))
         assert wandb["run"].run_group == name
@@ -99,7 +99,7 @@ def test_by_an_offline_engine_of_wandbs_sweeps(name, here):
             assert wandb["config"][key] == value["value"]  # what the engine asked for
             assert wandb["config"]["model"]["init_args"][key.rpartition(".")[2]] == value["value"]  # what was run
         suggested.summary_metrics = {metric: wandb["summary"][metric]}
-        assert suggested.summary_metrics[metric] == pytest.approx(scores_of_run(folder)[metric])
+        assert suggested.summary_metrics[metric] == pytest.approx(Run(folder).scores()[metric])
         suggested.state = sweeps.RunState.finished
         runs.append(suggested)
     assert runs[0].config != runs[1].config

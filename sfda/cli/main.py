@@ -1,0 +1,251 @@
+"""The console script ``sfda``: dispatch, and errors as sentences.
+
+Nothing heavy is imported before it is known what is asked for: `sfda --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from sfda import __version__
+from sfda.errors import UserError
+from sfda.files import WriteError, cannot_write
+
+HELP = """\
+usage: sfda COMMAND ...
+
+Source-free domain adaptation of semantic segmentation.
+
+  sfda fit EXPERIMENT [OPTIONS]        train or adapt; EXPERIMENT is for example streets/ada_bn
+  sfda fit --run DIR                   resume an unfinished run
+  sfda validate EXPERIMENT [OPTIONS]   score a model as it is, for example streets/source_only
+  sfda validate --run DIR              score the selected checkpoint of a run
+  sfda compare CONFIG --out DIR        run experiments side by side and print their table
+  sfda calibrate --run DIR --with NAME
+                                       calibrate the probabilities of a finished run, as a run of its own; NAME:
+                                       temperature_scaling, pseudo_cal or label_calibration
+  sfda sweep FILE --trials N           try hyper-parameters, as a W&B sweep file says, and rank them
+  sfda predict --run DIR --images PATH --out DIR
+                                       label maps, overlays and confidence of images of your own
+  sfda data check --config FILE        open every file of a data config and list all faults
+  sfda data streets --out DIR          write the embedded town `streets` to disk
+
+  sfda fit --help                      every option of fit and validate (they are LightningCLI's:
+                                       --config FILE, --model FILE or CLASS, --model.init_args.NAME VALUE,
+                                       --data.init_args.NAME VALUE, --trainer.NAME VALUE,
+                                       --seed_everything N, --out DIR, --trainer.logger logger/wandb.yaml;
+                                       --use EXPERIMENT, where there are options alone, as in a sweep)
+  sfda fit --model.help CLASS          every hyper-parameter of a method
+  sfda --version
+
+Several `sfda validate` share one process when joined with --then:
+  sfda validate --run A --then --run B
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status (2: a mistake that the user can mend)."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "fit": lambda rest: _train("fit", rest),
+        "validate": lambda rest: _train("validate", rest),
+        "compare": _compare,
+        "sweep": _sweep,
+        "calibrate": _calibrate,
+        "predict": _predict,
+        "data": _data,
+    }
+    if not given or given[0] in ("-h", "--help", "help"):
+        sys.stdout.write(HELP)
+        return 0
+    if given[0] == "--version":
+        sys.stdout.write(f"sfda {__version__}\n")
+        return 0
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # methods, networks and callbacks of the user's own lie there
+    try:
+        if given[0] not in commands:
+            raise UserError(f"unknown command {given[0]!r}: one of {', '.join(commands)} (see `sfda --help`)")
+        return commands[given[0]](given[1:])
+    except UserError as error:
+        return _fail(error)
+    except OSError as error:
+        return _fail(cannot_write(error))
+    except KeyboardInterrupt:
+        sys.stderr.write("sfda: interrupted\n")
+        return 130
+
+
+def _fail(error: UserError) -> int:
+    """Say what a user can mend; gives the exit status."""
+    text = _without_traceback(str(error))
+    if isinstance(error, WriteError):
+        text += ". What is written stays; the same command goes on from there"
+    sys.stderr.write(f"sfda: {text}\n")
+    return 2
+
+
+def _without_traceback(text: str) -> str:
+    """An error from a loader's worker arrives with the worker's traceback around it."""
+    if "Original Traceback" not in text:
+        return text
+    return text.rpartition("Error: ")[2].strip()
+
+
+def _train(subcommand: str, arguments: list[str]) -> int:
+    from sfda.runs.arguments import expand
+
+    jobs: list[list[str]] = [[]]
+    for argument in arguments:
+        if argument == "--then":
+            jobs.append([])
+        else:
+            jobs[-1].append(argument)
+    if len(jobs) > 1 and subcommand == "fit":
+        raise UserError("--then joins `sfda validate` calls only; every fit is a process of its own")
+    expanded = [expand(subcommand, job) for job in jobs]
+
+    with _loading():
+        from sfda.cli.lightning_cli import run
+
+    for job in expanded:
+        run(job)
+    return 0
+
+
+@contextmanager
+def _loading() -> Iterator[None]:
+    """PyTorch and what stands on it take ten seconds to import: the first process says so on a terminal."""
+    if not sys.stdout.isatty() or "LOCAL_RANK" in os.environ:
+        yield
+        return
+    from rich.console import Console
+
+    with Console().status("loading PyTorch"):
+        yield
+
+
+def _compare(arguments: list[str]) -> int:
+    from sfda.runs.comparison import compare
+
+    parser = argparse.ArgumentParser(prog="sfda compare", description="Run experiments side by side.")
+    parser.add_argument("config", help="a file under configs/compare, for example compare/demo.yaml, or your own")
+    parser.add_argument("--out", required=True, type=Path, help="folder of all runs, results.json and results.csv")
+    _add_logger(parser)
+    options = parser.parse_args(arguments)
+    return compare(options.config, options.out, main, options.logger)
+
+
+def _add_logger(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--trainer.logger",
+        dest="logger",
+        metavar="FILE",
+        help="a further logger of every run that is begun, logger/wandb.yaml for example; no part of a run's settings",
+    )
+
+
+def _calibrate(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="sfda calibrate",
+        description="Calibrate the selected checkpoint of a run without training it: a fit of its own, with the run's "
+        "data and trainer. `sfda validate --run` scores the outcome. Further options are those of `sfda fit`.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--run", required=True, type=Path, help="folder of a finished run of any method")
+    parser.add_argument(
+        "--with",
+        required=True,
+        dest="calibrator",
+        metavar="NAME",
+        help="temperature_scaling (reads labelled source images), pseudo_cal or label_calibration (unlabelled target "
+        "images; the last changes which class is predicted)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="default: the run's folder with +NAME behind the experiment: runs/B/EXPERIMENT+NAME/seedN",
+    )
+    options, more = parser.parse_known_args(arguments)
+
+    from sfda.cli.calibrate import calibration_arguments
+
+    return _train("fit", calibration_arguments(options.run, options.calibrator, options.out, more))
+
+
+def _sweep(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="sfda sweep",
+        description="Run trials of a W&B sweep file here, without an account, and print them, the best first. The same "
+        "command goes on where it was interrupted; a larger N adds trials.",
+    )
+    parser.add_argument("file", help="a file under configs/sweep, for example sweep/ada_bn.yaml, or your own")
+    parser.add_argument("--trials", type=_positive, help="how many (default: all of a grid)")
+    parser.add_argument("--out", type=Path, help="folder of all trials and results.json (default: runs/sweep/NAME)")
+    parser.add_argument("--seed", type=int, default=0, help="what random trials are drawn with; no run's own seed")
+    _add_logger(parser)
+    options = parser.parse_args(arguments)
+
+    from sfda.runs.sweep import sweep
+
+    return sweep(options.file, options.trials, options.out, options.seed, options.logger)
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text} is no number of trials")
+    return int(text)
+
+
+def _predict(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="sfda predict",
+        description="Label images of your own. For each, OUT holds NAME_trainIds.png (train ids, at the image's size), "
+        "NAME_overlay.png and NAME_confidence.png (white = 1). The same command goes on where it was interrupted.",
+    )
+    parser.add_argument("--run", required=True, type=Path, help="folder of a finished run")
+    parser.add_argument("--images", required=True, type=Path, help="an image, or a folder of images at any depth")
+    parser.add_argument("--out", required=True, type=Path, help="folder of the predictions, of this checkpoint alone")
+    parser.add_argument("--checkpoint", type=Path, help="default: selected.ckpt of the run")
+    parser.add_argument(
+        "--label-ids",
+        action="store_true",
+        help="write only NAME_labelIds.png with the label ids of Cityscapes, as its official evaluation reads them",
+    )
+    options = parser.parse_args(arguments)
+
+    with _loading():
+        from sfda.cli.predict import predict
+
+    return predict(options.run, options.images, options.out, options.checkpoint, label_ids=options.label_ids)
+
+
+def _data(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="sfda data", description="Data sets on disk.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    check = commands.add_parser("check", help="open every file of a data config and list all faults")
+    check.add_argument("--config", required=True, help="data/streets.yaml, an experiment's base.yaml, a run's config")
+    streets = commands.add_parser("streets", help="write the embedded town in the layouts of the real data sets")
+    streets.add_argument("--out", required=True, type=Path, help="folder for gta5/, synthia/ and cityscapes/")
+    streets.add_argument("--height", type=int, default=128)
+    streets.add_argument("--width", type=int, default=256)
+    options = parser.parse_args(arguments)
+    if options.command == "check":
+        from sfda.cli.data_check import check as check_data
+
+        return check_data(options.config)
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+    from rich.console import Console
+
+    from sfda.data.streets import write_streets
+    from sfda.progress import progress
+
+    write_streets(options.out, height=options.height, width=options.width, show_progress=partial(progress, Console()))
+    return 0

@@ -1,1 +1,0 @@
-"""Experiments side by side."""

@@ -1,1 +1,0 @@
-"""Hyper-parameter sweeps from W&B's sweep files, run here."""
