@@ -290,8 +290,8 @@ def test_compare_from_nothing_to_a_table(town, tmp_path, monkeypatch, capsys):
         ("source_only", {"source": "source_training"}),
         ("ada_bn", {"source": "source_training", "variants": {"alpha_1": {"model": {"init_args": {"alpha": 1.0}}}}}),
     ):
-        content = {"model": {"init_args": {"network": NETWORK}}, "trainer": {"max_epochs": 1}, **more}
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
+        values = {"model": {"init_args": {"network": NETWORK}}, "trainer": {"max_epochs": 1}, **more}
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(values))
     path = write_comparison(tmp_path / "c.yaml", benchmark="tiny", experiments=["source_only", "ada_bn+alpha_1"])
     assert main(["compare", str(path), "--out", "runs/out", "--trainer.logger", "logger/wandb.yaml"]) == 0
     first = capsys.readouterr().out

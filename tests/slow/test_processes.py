@@ -17,7 +17,7 @@ def test_output_and_status_are_those_of_the_command(tmp_path):
     assert (done.status, done.output) == (0, f"sfda {__version__}\n")
     done = run_sfda(tmp_path, "fit", "streets/nothing")
     assert done.status == 2
-    assert done.output.startswith("sfda: experiment/streets/nothing.yaml: neither a file here")
+    assert done.output.startswith("sfda: streets/nothing: there is no such experiment")
 
 
 def test_a_command_knows_folder_and_environment_and_its_loaders_start_as_everywhere(tmp_path):
