@@ -15,7 +15,7 @@ import torch.multiprocessing as mp
 
 from commands import Done, run_sfda
 from sfda.cli.main import main
-from sfda.data.streets import write_streets
+from sfda.town import write_streets
 from tiny_runs import tiny_arguments, watched
 
 

@@ -12,8 +12,8 @@ import yaml
 
 from sfda.callbacks.run_folder import MetricsFile
 from sfda.cli.main import main
-from sfda.data.streets import write_streets
 from sfda.files import WriteError, write_json, write_whole
+from sfda.town import write_streets
 from tiny_runs import tiny_arguments
 
 

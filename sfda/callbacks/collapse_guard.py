@@ -9,14 +9,11 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
 from torchmetrics import MeanMetric
 
 from sfda.checkpoints import load_source_network
-from sfda.data.datasets import EvaluationSet, collate, to_device_format
 from sfda.files import write_json
 from sfda.methods.base import Method
 from sfda.methods.trained import TrainedMethod
@@ -58,7 +55,7 @@ class CollapseGuard(Callback):
         """Look at the source model; a resumed run has its predictions from the checkpoint."""
         if not isinstance(pl_module, TrainedMethod) or trainer.ckpt_path is not None or trainer.limit_val_batches == 0:
             return
-        if "target_images" not in pl_module.reads or "target_labels" in pl_module.reads:
+        if pl_module.needs.target != "images":
             return
         # The method may have begun to adapt: BN statistics are re-estimated before there are pseudo-labels.
         adapted = copy.deepcopy(pl_module.network.state_dict())
@@ -70,16 +67,12 @@ class CollapseGuard(Callback):
     @torch.no_grad()
     def _look_at_source(self, trainer: L.Trainer, method: Method) -> None:
         data, scores = method.datamodule, _label_free(method)
-        images = EvaluationSet(data.validation_sets["target"], data.size)
-        first = Subset(images, range(min(IMAGES, len(images))))
         # All ranks look at all of them: whichever saves a checkpoint has what every rank will need.
-        shown = method.show_progress("looking at the source model", len(first))
-        with eval_mode(method), trainer.precision_plugin.forward_context(), shown as advance:
-            for batch in DataLoader(first, batch_size=data.val_batch_size, collate_fn=collate):
-                advance(len(batch["name"]) + len(batch["skipped"]))
-                if not batch["name"]:
-                    continue
-                batch = to_device_format(move_data_to_device(batch, method.device))
+        batches = data.plain_batches(
+            "target", method.device, split="val", title="looking at the source model", first=IMAGES
+        )
+        with eval_mode(method), trainer.precision_plugin.forward_context():
+            for batch in batches:
                 probabilities = method.score_probabilities(method.predict_probabilities(batch["image"]))
                 refuse_nan(probabilities, batch["name"], method.advice_against_nan)
                 scores.update(probabilities)

@@ -157,7 +157,6 @@ class RunFolder(Callback):
     def _row(self, method: Method, fit: dict[str, Any], results: Results) -> dict[str, Any]:
         data = method.datamodule
         domains = {str(name): domain.root if domain else None for name, domain in data.domains.items()}
-        labels = sorted(read.removesuffix("_labels") for read in method.reads if read.endswith("_labels"))
         return {
             "experiment": self.experiment,
             "method": type(method).__name__,
@@ -166,8 +165,8 @@ class RunFolder(Callback):
             "class_set": data.score_classes.name,
             "views": method.views,
             "network": method.hparams["network"],
-            "source_free": not any(read.startswith("source_") for read in method.reads),
-            "labels_read": "+".join(labels) or None,
+            "source_free": method.has_read.source_free,
+            "labels_read": method.has_read.labels_read,
             "selected_by": fit.get("selected_by"),
             "selected_step": fit.get("selected_step"),
             **_scores(data.score_classes, results),

@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Literal
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from sfda.data.datamodule import DomainName
 from sfda.data.label_spaces import ClassSet
+from sfda.data.needs import DomainName
 from sfda.errors import UserError
 from sfda.files import write_json
 from sfda.methods.base import Method

@@ -92,10 +92,11 @@ def _check_for_label_calibration(run: Run) -> None:
     path = str(run.selected)
     classes = load_class_set(run.data().get("classes") or CITYSCAPES19.name)
     method = rebuild_method(read_checkpoint(path), {**run.model(), "num_classes": len(classes)}, path).eval()
-    if "target_images" in method.reads and len(method.reads) > 1:
+    read = method.has_read
+    if read.reads_images("target") and not (read.source_free and read.labels_read is None):
         raise UserError(
             f"label_calibration would call what comes of {type(method).__name__} ({path}) source-free and label-free, "
-            f"which it is not (it reads {', '.join(sorted(method.reads))}): calibrate it with temperature_scaling or "
+            f"which it is not (it reads {read}): calibrate it with temperature_scaling or "
             "pseudo_cal"
         )
     method.views = "single"

@@ -244,8 +244,8 @@ def _data(arguments: list[str]) -> int:
 
     from rich.console import Console
 
-    from sfda.data.streets import write_streets
     from sfda.progress import progress
+    from sfda.town import write_streets
 
     write_streets(options.out, height=options.height, width=options.width, show_progress=partial(progress, Console()))
     return 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Literal
 
 import lightning as L
 import numpy as np
@@ -16,30 +15,26 @@ from sfda.data.datasets import Batch, EvaluationSet, Item, Size, TrainingSet, co
 from sfda.data.errors import MissingLabels
 from sfda.data.label_spaces import ClassSet, Lookup, load_class_set, score_groups
 from sfda.data.layouts import image_folder, lacks_validation
+from sfda.data.needs import DOMAINS, DomainName, Needs, Reader
 from sfda.data.readers import Domain, SegmentationSet
 from sfda.data.sampling import EvaluationSampler, TrainingSampler, run_seed
+from sfda.data.splits import Split
 from sfda.data.transforms import RandomViews
 from sfda.errors import UserError
 
-if TYPE_CHECKING:
-    from sfda.methods.base import Method
-
-DomainName = Literal["source", "target"]
-DOMAINS: tuple[DomainName, ...] = ("source", "target")
-
 
 class DomainAdaptationDataModule(L.LightningDataModule):
-    """Images of a source and a target domain; a method is handed exactly what its `reads` declares, nothing else.
+    """Images of a source and a target domain; a method is handed exactly what its `needs` say, nothing else.
 
-    While fitting, the training set holds the images, and where declared the labels, of the domains that the method
-    reads. Validation during a fit looks at the target (the source for a method that reads no target images), with
-    labels only where the method reads that domain's labels. `validate` scores the validation sets of both domains,
-    by labels where there are any; a source whose folder is not there is left out with a warning. Where the target has
-    no folder of validation images, its training images, without labels, stand in for them, with a warning and for
-    methods that read no labels.
+    During a fit, the training sets hold the images, and where needed the labels, of the domains that the method reads.
+    Validation during a fit uses the target (the source for a method that reads no target images), with labels only
+    where the method reads that domain's labels. `validate` scores the validation sets of both domains, with labels
+    where there are any; a source whose folder does not exist is left out with a warning. Where the target has no folder
+    of validation images, a method that reads no labels is validated on the training images instead, without labels and
+    with a warning.
 
     A training batch is ``{"target": {...}, "source": {...}}`` with the domains that are read; see
-    `sfda.data.datasets.collate` for what stands in each.
+    `sfda.data.datasets.collate` for the content of each.
 
     Args:
         target: The domain to adapt to.
@@ -50,10 +45,10 @@ class DomainAdaptationDataModule(L.LightningDataModule):
         size: [height, width] that all images are brought to; default: their own.
         crop: [height, width] of a random training crop; default: the whole image.
         scale: [smallest, largest] random rescale before the crop.
-        batch_size: Training images a step and process.
-        samples_per_epoch: Training images an epoch over all processes; default: the larger data set's size.
-        val_batch_size: Validation images a step; above 1 they must have one size.
-        num_workers: Worker processes a loader.
+        batch_size: Training images per step and process.
+        samples_per_epoch: Training images per epoch over all processes; default: the larger data set's size.
+        val_batch_size: Validation images per step; above 1 they must have one size.
+        num_workers: Worker processes per loader.
 
     Raises:
         UserError: an option contradicts itself, or a data set is not as its layout says.
@@ -94,8 +89,8 @@ class DomainAdaptationDataModule(L.LightningDataModule):
         self.validation_sets: dict[DomainName, SegmentationSet] = {}
 
     @property
-    def method(self) -> Method:
-        """The method at work: it says what may be read."""
+    def method(self) -> Reader:
+        """The method at work, as far as it matters here."""
         if self.trainer is None:
             raise RuntimeError("the DataModule belongs to no Trainer yet")
         return self.trainer.lightning_module  # type: ignore[return-value]
@@ -103,17 +98,22 @@ class DomainAdaptationDataModule(L.LightningDataModule):
     def setup(self, stage: str) -> None:
         """List the files of the sets that this stage needs, and no others."""
         if stage == "fit":
-            reads = self.method.reads
+            needs = self.method.needs
             self.training_sets = {
-                domain: self._open(domain, self.method.fit_split, f"{domain}_labels" in reads, self.classes)
+                domain: self._open(domain, needs.split, needs.reads_labels(domain), self.classes)
                 for domain in DOMAINS
-                if f"{domain}_images" in reads
+                if needs.reads_images(domain)
             }
-            domain: DomainName = "target" if "target_images" in reads else "source"
+            if not self.training_sets:
+                raise UserError(
+                    f"{type(self.method).__name__} reads nothing, and so has nothing to fit: declare in its class what "
+                    'it reads, for example `needs = Needs(target="images")`'
+                )
+            domain: DomainName = "target" if needs.reads_images("target") else "source"
             self.validation_sets = {
                 domain: self._open_stand_in("the fit is watched on")
                 if domain == "target" and self._needs_stand_in()
-                else self._open(domain, "val", f"{domain}_labels" in reads, self.score_classes)
+                else self._open(domain, "val", needs.reads_labels(domain), self.score_classes)
             }
             self._check_batch_size()
         elif stage == "validate":
@@ -133,8 +133,8 @@ class DomainAdaptationDataModule(L.LightningDataModule):
 
     def _needs_stand_in(self) -> bool:
         """Whether the target has training images alone, which is enough for a method that reads no labels."""
-        target, reads = self.domains["target"], self.method.reads
-        return target is not None and lacks_validation(target) and not any(read.endswith("_labels") for read in reads)
+        target = self.domains["target"]
+        return target is not None and lacks_validation(target) and not self.method.needs.labels_read
 
     def _open_stand_in(self, what: str) -> SegmentationSet:
         samples = self._open("target", "train", False, self.score_classes)
@@ -155,9 +155,7 @@ class DomainAdaptationDataModule(L.LightningDataModule):
             warnings.warn(f"only label-free scores of the {name} domain: {missing}", stacklevel=1)
             return self._open(name, "val", False, self.score_classes)
 
-    def _open(
-        self, name: DomainName, split: Literal["train", "val"], labels: bool, wanted: ClassSet
-    ) -> SegmentationSet:
+    def _open(self, name: DomainName, split: Split, labels: bool, wanted: ClassSet) -> SegmentationSet:
         domain = self.domains[name]
         if domain is None:
             raise UserError(
@@ -186,16 +184,8 @@ class DomainAdaptationDataModule(L.LightningDataModule):
         return self.samples_per_epoch or max(len(samples) for samples in self.training_sets.values())
 
     def train_dataloader(self) -> Mapping[str, DataLoader[Item]]:
-        """One loader a domain that is read; every epoch has the same number of batches in each."""
-        view = self.method.training_view
-        views = None
-        if view != "plain":
-            views = RandomViews(
-                self.crop,
-                self.scale,
-                strong=view == "weak_and_strong",
-                wanted_classes=self.method.wanted_classes,
-            )
+        """One loader per domain that is read; every epoch has the same number of batches in each."""
+        views = self._views(self.method.needs)
         world, rank = self._world()
         # `trainer.current_epoch` is one too small here when a run is resumed.
         epoch = self.trainer.fit_loop.epoch_progress.current.ready if self.trainer else 0
@@ -215,33 +205,47 @@ class DomainAdaptationDataModule(L.LightningDataModule):
             )
         return loaders
 
+    def _views(self, needs: Needs) -> RandomViews | None:
+        if needs.view == "plain":
+            return None
+        strong = needs.view == "weak_and_strong"
+        return RandomViews(self.crop, self.scale, strong=strong, wanted_classes=needs.wanted_classes)
+
     def plain_batches(
         self,
         name: DomainName,
         device: torch.device,
         *,
+        split: Split = "train",
         title: str = "passing over images",
         batch_size: int | None = None,
+        first: int | None = None,
         shuffled: int | None = None,
     ) -> Iterator[Batch]:
-        """Training images of a domain as the network sees them, outside of the Trainer's own loops.
+        """Images of a domain as the network sees them, outside of the Trainer's own loops.
+
+        Without `first` and `shuffled` every image comes exactly once over all ranks, in order.
 
         Args:
-            name: A domain whose images the method reads.
+            name: A domain of `training_sets` or, for ``val``, of `validation_sets`.
             device: Where the batches are wanted.
-            title: What the pass is for, as `Method.show_progress` shows it.
-            batch_size: Images a batch and process; default `val_batch_size`.
-            shuffled: None for every image exactly once over all ranks, in order. Otherwise the number of images, all
-                ranks together, of a shuffled pass in full batches (what batch statistics need).
+            split: The training set or the validation set of the fit.
+            title: What the pass is for, as `Reader.show_progress` shows it.
+            batch_size: Images per batch and process; default `val_batch_size`.
+            first: Only so many images, the first ones, and all of them on every rank.
+            shuffled: Only so many images, all ranks together, shuffled and in full batches (as batch statistics need
+                them).
 
         Yields:
             ``name``, ``image`` (B, 3, H, W) RGB in [0, 1] and ``skipped``; see `sfda.data.datasets.collate`.
         """
-        samples, (world, rank) = self.training_sets[name], self._world()
+        samples = (self.training_sets if split == "train" else self.validation_sets)[name]
+        world, rank = self._world() if first is None else (1, 0)
         images: TrainingSet | EvaluationSet
         sampler: TrainingSampler | EvaluationSampler
         if shuffled is None:
-            images, sampler = EvaluationSet(samples, self.size), EvaluationSampler(len(samples), world, rank)
+            count = len(samples) if first is None else min(first, len(samples))
+            images, sampler = EvaluationSet(samples, self.size), EvaluationSampler(count, world, rank)
         else:
             shuffled = min(shuffled, len(samples))
             batch_size = min(batch_size or self.val_batch_size, shuffled // world)
@@ -262,7 +266,7 @@ class DomainAdaptationDataModule(L.LightningDataModule):
                 advance(len(batch["name"]) + len(batch["skipped"]))
 
     def val_dataloader(self) -> list[DataLoader[Item]]:
-        """One loader a domain of `validation_sets`, in that order."""
+        """One loader per domain of `validation_sets`, in that order."""
         world, rank = self._world()
         return [
             DataLoader(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,12 +12,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sfda.data.errors import BadPair
+from sfda.data.needs import PseudoLabels
 from sfda.data.readers import SegmentationSet
 from sfda.data.transforms import RandomViews, View, resize_image, resize_label
 from sfda.errors import UserError
-
-if TYPE_CHECKING:
-    from sfda.pseudo_labels.store import PseudoLabelStore
 
 Batch = dict[str, Any]
 Item = dict[str, Any] | BadPair
@@ -36,7 +34,7 @@ class TrainingSet(Dataset[Item]):
         size: (height, width) that images and labels are brought to first; None keeps their own.
         views: The random view, or None for plain images.
         seed: Seed of the run and a number of the domain; with the draw it makes the view's seed.
-        pseudo_labels: Labels by name, at the size that the network sees; None where there are none.
+        pseudo_labels: Labels at the size that the network sees, in the place of those on disk; None: those on disk.
     """
 
     def __init__(
@@ -45,7 +43,7 @@ class TrainingSet(Dataset[Item]):
         size: Size | None,
         views: RandomViews | None,
         seed: Sequence[int],
-        pseudo_labels: PseudoLabelStore | None = None,
+        pseudo_labels: PseudoLabels | None = None,
     ) -> None:
         self.samples = samples
         self.size = size

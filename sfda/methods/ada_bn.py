@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from sfda.data.needs import Needs
 from sfda.errors import UserError
 from sfda.files import write_figure, write_json
 from sfda.methods.gathered import GatheredMethod
@@ -64,7 +65,7 @@ class AdaBN(OnlineMethod, GatheredMethod):
         UserError: an option is out of its range, or the network has no BN layer.
     """
 
-    reads = frozenset({"target_images"})
+    needs = Needs(target="images", view="plain")
 
     def __init__(
         self,

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from sfda.checkpoints import load_source_network
 from sfda.data.label_spaces import SYNTHIA13, SYNTHIA16
+from sfda.data.needs import Needs, refuse_words_of_before
 from sfda.errors import UserError
 from sfda.metrics.functional import group_probabilities
 from sfda.metrics.segmentation import SegmentationMetrics
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from sfda.data.datasets import Batch
     from sfda.pseudo_labels.store import PseudoLabelStore
 
-Reads = frozenset[str]
 Views = Literal["single", "multi_scale"]
 Reliability = tuple[Tensor, Tensor, Tensor]
 MULTI_SCALES = (0.75, 1.0, 1.25)
@@ -43,13 +43,9 @@ class Method(L.LightningModule, ABC):
     """A network, how it predicts, and how its predictions are scored.
 
     Class attributes:
-        reads: Which of ``source_images``, ``source_labels``, ``target_images``, ``target_labels`` training opens.
-            The DataModule opens exactly these. Source-free: no ``source_*``; label-free: no ``target_labels``.
+        needs: What a fit reads; the DataModule opens exactly this.
         pseudo_labels: Labels of the target training images that the method has made itself in `prepare_fit`; the
             training loader then hands them out under ``pseudo_label``.
-        fit_split: The images that a fit passes over: those for training, or those for validation.
-        training_view: ``plain`` images, a ``weak`` random view, or ``weak_and_strong`` views of one crop.
-        wanted_classes: Training crops with more classes than this in their label are looked for; see `RandomViews`.
 
     Args:
         network: Network string, see `sfda.networks.build.build_network`.
@@ -60,11 +56,12 @@ class Method(L.LightningModule, ABC):
             each with its mirror image (``multi_scale``).
     """
 
-    reads: ClassVar[Reads] = frozenset()
+    needs: ClassVar[Needs] = Needs()
     pseudo_labels: PseudoLabelStore | None = None
-    fit_split: ClassVar[Literal["train", "val"]] = "train"
-    training_view: ClassVar[Literal["plain", "weak", "weak_and_strong"]] = "weak"
-    wanted_classes: ClassVar[int | None] = None
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        refuse_words_of_before(cls)
 
     def __init__(
         self, network: str, num_classes: int, source_checkpoint: str | None = None, views: Views = "single"
@@ -149,6 +146,11 @@ class Method(L.LightningModule, ABC):
     def has_fit_with(cls, options: Mapping[str, Any]) -> bool:
         """Whether there is something to fit; otherwise the method is scored as it starts from the source model."""
         return cls.training_step is not L.LightningModule.training_step
+
+    @property
+    def has_read(self) -> Needs:
+        """What all fits behind these weights have read, but for the training of the source model."""
+        return self.needs
 
     @property
     def has_fit(self) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from sfda.data.needs import Needs
 from sfda.errors import UserError, refuse_negative
 from sfda.losses.entropy import normalised_entropy
 from sfda.losses.negative_learning import complementary_rank, negative_learning
@@ -53,6 +54,7 @@ class CalSFDA(ValueNetMethod, SelfTraining):
         UserError: an option is out of its range, or the warm-up has nothing to train.
     """
 
+    needs = Needs(target="images", view="weak")
     label_options: tuple[str, ...] = (*SelfTraining.label_options, "scaling", "official_order")
 
     def __init__(

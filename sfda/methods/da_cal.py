@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from sfda.data.label_spaces import IGNORE
+from sfda.data.needs import Needs
 from sfda.errors import UserError, refuse_negative
 from sfda.losses.class_mix import paste
 from sfda.losses.cross_entropy import cross_entropy
@@ -65,6 +66,8 @@ class DACal(TaughtMethod):
     Raises:
         UserError: an option is out of its range.
     """
+
+    needs = Needs(source="labels", target="images", view="weak_and_strong")
 
     def __init__(self, temperature_lr: float = 1e-3, virtual_lr: float = 1e-2, hidden: int = 32, **taught: Any) -> None:
         super().__init__(**taught)

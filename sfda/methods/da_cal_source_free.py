@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sfda.data.label_spaces import IGNORE
+from sfda.data.needs import Needs
 from sfda.methods.da_cal import DACal
 from sfda.methods.mean_teacher import Mix
 from sfda.methods.mean_teacher_source_free import TargetMix
@@ -29,6 +30,8 @@ class DACalSourceFree(TargetMix, DACal):
     Args:
         **da_cal: Options of `DACal`.
     """
+
+    needs = Needs(target="images", view="weak_and_strong")
 
     def __init__(self, **da_cal: Any) -> None:
         super().__init__(**da_cal)

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 class GatheredMethod(Method):
     """One pass of `gather` over the training images, then `finish`; no optimizer.
 
+    Its `needs` usually name the view ``plain``: whole images, as they are validated.
+
     The pass is an ordinary epoch of the Trainer under manual optimisation: parameters keep ``requires_grad``, since
     DDP refuses a module without any, and nothing ever calls backward.
 
     Args:
         **base: Options of `Method`.
     """
-
-    training_view = "plain"
 
     def __init__(self, **base: Any) -> None:
         super().__init__(**base)

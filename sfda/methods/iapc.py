@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sfda.data.label_spaces import IGNORE
+from sfda.data.needs import Needs
 from sfda.errors import UserError, refuse_negative
 from sfda.losses.class_balanced_cross_entropy import (
     class_balanced_cross_entropy,
@@ -84,9 +85,7 @@ class IAPC(PseudoLabelledMethod):
         UserError: an option is out of its range, or the network has no such layer.
     """
 
-    reads = frozenset({"target_images"})
-    training_view = "weak_and_strong"
-    wanted_classes = 10
+    needs = Needs(target="images", view="weak_and_strong", wanted_classes=10)
 
     absence: Tensor
     memory_prototypes: Tensor

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from sfda.data.needs import Needs
 from sfda.losses.entropy import mean_entropy, mean_probability_entropy
 from sfda.methods.trained import TrainedMethod
 from sfda.ranks import ALL_RANKS
@@ -28,7 +29,7 @@ class InfoMax(TrainedMethod):
         **trained: Options of `TrainedMethod`.
     """
 
-    reads = frozenset({"target_images"})
+    needs = Needs(target="images", view="weak")
 
     def __init__(self, lr: float = 1e-3, weight_decay: float = 1e-3, **trained: Any) -> None:
         super().__init__(lr=lr, weight_decay=weight_decay, **trained)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sfda.data.needs import Needs
 from sfda.data.sampling import run_seed
 from sfda.errors import UserError
 from sfda.files import write_figure, write_json
@@ -67,7 +68,7 @@ class LabelCalibration(OnlineMethod, GatheredMethod):
         UserError: an option is out of its range, or `forgetting` is given without `online`.
     """
 
-    reads = frozenset({"target_images"})
+    needs = Needs(target="images", view="plain")
 
     def __init__(self, gamma: float = 1.0, online: bool = False, forgetting: float = 0.0, **base: Any) -> None:
         super().__init__(**base)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from sfda.data.needs import Needs
 from sfda.errors import UserError
 from sfda.losses.class_mix import class_halves, paste
 from sfda.losses.cross_entropy import cross_entropy
@@ -70,9 +71,6 @@ class TaughtMethod(TrainedMethod):
     Raises:
         UserError: an option is out of its range.
     """
-
-    reads = frozenset({"source_images", "source_labels", "target_images"})
-    training_view = "weak_and_strong"
 
     def __init__(self, teacher_momentum: float = 0.999, threshold: float = 0.968, **trained: Any) -> None:
         super().__init__(**trained)
@@ -178,6 +176,8 @@ class MeanTeacher(TaughtMethod):
         labels: The teacher's most probable classes (``hard``) or its probabilities (``soft``).
         **taught: Options of `TaughtMethod`.
     """
+
+    needs = Needs(source="labels", target="images", view="weak_and_strong")
 
     def __init__(self, labels: Literal["hard", "soft"] = "hard", **taught: Any) -> None:
         super().__init__(**taught)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from sfda.data.label_spaces import IGNORE
+from sfda.data.needs import Needs
 from sfda.methods.mean_teacher import Donors, MeanTeacher, Mix, TaughtMethod
 
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ class TargetMix(TaughtMethod):
 
     The teacher's classes of that image are halved, and its labels go with them, with their weight.
     """
-
-    reads = frozenset({"target_images"})
 
     def donors(self, batch: Batch, classes: Tensor, share: Tensor) -> Donors:
         """The next target image of the batch, with the teacher's classes; a batch of one is mixed with itself."""
@@ -36,3 +35,5 @@ class MeanTeacherSourceFree(TargetMix, MeanTeacher):
 
     There is no loss on labelled pixels: the mixes of target images are all that the student sees.
     """
+
+    needs = Needs(target="images", view="weak_and_strong")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sfda.checkpoints import build_method, read_checkpoint, stored_options
 from sfda.data.label_spaces import IGNORE
+from sfda.data.needs import Needs
 from sfda.data.sampling import run_seed
 from sfda.errors import UserError
 from sfda.files import write_json
@@ -45,10 +46,6 @@ class PostHocCalibration(GatheredMethod):
     The checkpoint holds the rebuilt method with what it takes to rebuild it, and its network under ``network`` too, so
     that other methods can start from it; the file that it came from may go. Writes ``calibration.json`` (T, the NLL
     before and after) into the run folder.
-
-    The fit opens what the class attribute `reads` says. Once the other method is known, the attribute of the object
-    also names what that one read, for the run's row; what a source model was trained on is not counted, as for every
-    other method that starts from one.
 
     Args:
         calibrated_model: What the other method is: its class path under ``class``, and its options, as the ``model`` of
@@ -96,8 +93,14 @@ class PostHocCalibration(GatheredMethod):
         self.calibrated = rebuild_method(checkpoint, {**said, "num_classes": self.hparams["num_classes"]}, name)
         self.network = self.calibrated.network
         self._origin = {key: value for key, value in checkpoint.items() if key not in _OF_TRAINING}
-        if "target_images" in self.calibrated.reads or isinstance(self.calibrated, PostHocCalibration):
-            self.reads = type(self).reads | self.calibrated.reads  # type: ignore[misc]
+
+    @property
+    def has_read(self) -> Needs:
+        """Also what the fit of the method inside read; what a source model was trained on does not count, as always."""
+        inside = self.calibrated
+        if inside is None or not (inside.needs.reads_images("target") or isinstance(inside, PostHocCalibration)):
+            return self.needs
+        return self.needs.together_with(inside.has_read)
 
     def uncalibrated_probabilities(self, images: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """What the method inside predicts; see `Method.predict_probabilities`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from sfda.data.label_spaces import IGNORE
+from sfda.data.needs import Needs
 from sfda.errors import UserError
 from sfda.methods.post_hoc import PostHocCalibration
 from sfda.metrics.functional import top_label
@@ -31,7 +32,7 @@ class PseudoCal(PostHocCalibration):
         UserError: `share` is out of its range, or a batch has one image.
     """
 
-    reads = frozenset({"target_images"})
+    needs = Needs(target="images", view="plain")
 
     def __init__(self, share: float = 0.65, pairs: Literal["different", "all"] = "different", **base: Any) -> None:
         super().__init__(**base)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from sfda.data.needs import Needs
 from sfda.errors import UserError
 from sfda.losses.cross_entropy import cross_entropy
 from sfda.methods.pseudo_labelled import PseudoLabelledMethod
@@ -44,7 +45,7 @@ class SelfTraining(PseudoLabelledMethod):
         UserError: a fraction is not in [0, 1].
     """
 
-    reads = frozenset({"target_images"})
+    needs = Needs(target="images", view="weak")
     label_options: tuple[str, ...] = ("bn_alpha", "class_fraction", "image_fraction", "round")
 
     def __init__(

@@ -1,7 +1,10 @@
 """The source model as it is: where every adaptation starts from."""
 
+from sfda.data.needs import Needs
 from sfda.methods.base import Method
 
 
 class SourceOnly(Method):
     """Validated, never fitted: the source model on the target."""
+
+    needs = Needs()

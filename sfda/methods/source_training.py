@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
+from sfda.data.needs import Needs
 from sfda.errors import UserError, refuse_negative
 from sfda.losses.calibration import classwise_ece
 from sfda.losses.cross_entropy import cross_entropy
@@ -34,7 +35,7 @@ class SourceTraining(TrainedMethod):
         UserError: an option is out of its range.
     """
 
-    reads = frozenset({"source_images", "source_labels"})
+    needs = Needs(source="labels", view="weak")
 
     def __init__(
         self,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from sfda.data.needs import Needs
 from sfda.losses.cross_entropy import cross_entropy
 from sfda.methods.trained import TrainedMethod
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 class TargetOracle(TrainedMethod):
     """Cross-entropy on labelled target images, from the source model: no adaptation can be fairly asked for more."""
 
-    reads = frozenset({"target_images", "target_labels"})
+    needs = Needs(target="labels", view="weak")
 
     def compute_losses(self, batch: Batch) -> dict[str, Tensor]:
         """``ce``."""

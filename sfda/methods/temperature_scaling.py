@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sfda.data.needs import Needs
 from sfda.methods.post_hoc import PostHocCalibration
 
 if TYPE_CHECKING:
@@ -20,8 +21,7 @@ class TemperatureScaling(PostHocCalibration):
     full batches.
     """
 
-    reads = frozenset({"source_images", "source_labels"})
-    fit_split = "val"
+    needs = Needs(source="labels", split="val", view="plain")
 
     def gather(self, batch: Batch) -> None:
         """Offer the labelled pixels."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from sfda.data.needs import Needs
 from sfda.errors import UserError
 from sfda.losses.entropy import mean_entropy
 from sfda.methods.ada_bn import keep_lone_values
@@ -45,7 +46,7 @@ class Tent(OnlineMethod, TrainedMethod):
         UserError: the network has no BN layer with scale and shift.
     """
 
-    reads = frozenset({"target_images"})
+    needs = Needs(target="images", view="weak")
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfda.data.label_spaces import IGNORE
+from sfda.data.needs import Needs
 from sfda.errors import UserError, refuse_negative
 from sfda.losses.cross_entropy import cross_entropy
 from sfda.losses.entropy import mean_entropy
@@ -49,7 +50,7 @@ class URMA(TrainedMethod):
         UserError: an option is out of its range.
     """
 
-    reads = frozenset({"target_images"})
+    needs = Needs(target="images", view="weak")
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sfda.checkpoints import read_checkpoint
 from sfda.data.label_spaces import IGNORE
+from sfda.data.needs import Needs
 from sfda.errors import UserError
 from sfda.files import write_figure, write_json
 from sfda.losses.calibration import Absent, image_ece
@@ -141,7 +142,7 @@ class ValueNetTraining(ValueNetMethod):
         **trained: Options of `TrainedMethod`.
     """
 
-    reads = frozenset({"source_images", "source_labels"})
+    needs = Needs(source="labels", view="weak")
 
     def __init__(self, bins: int = 10, poly_power: float = 0.0, **trained: Any) -> None:
         super().__init__(poly_power=poly_power, **trained)

@@ -12,8 +12,11 @@ import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from sfda.data.needs import Needs
+from sfda.errors import UserError
 from sfda.methods.base import Method
 from sfda.methods.gathered import GatheredMethod
+from sfda.methods.trained import TrainedMethod
 from sfda.runs.experiment import configs_folder
 from tiny_runs import die, tiny_arguments
 
@@ -98,7 +101,7 @@ def test_fit_validate_resume_and_predict(model, town, source_of, sfda, tmp_path)
     assert 0 <= row["target_miou"] <= 1
     assert 0 <= row["target_ece"] <= 1
     assert 0 <= row["source_miou"] <= 1
-    assert row["source_free"] == (not any("source" in read for read in method_class(model).reads))
+    assert row["source_free"] == (method_class(model).needs.source == "nothing")
     assert {path.name for path in whole.glob("*.png")} >= {"predictions_target.png", "reliability_source.png"}
 
     # a finished run is refused; an interrupted one goes on to the same weights
@@ -126,12 +129,12 @@ def test_source_only_is_validated_never_fitted(town, source_model, sfda, tmp_pat
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("model", [model for model in FITTED if "source_images" not in method_class(model).reads])
+@pytest.mark.parametrize("model", [model for model in FITTED if method_class(model).needs.source == "nothing"])
 def test_a_method_receives_only_what_it_declares(model, town, source_of, sfda, tmp_path):
     """Source root and, unless declared, target label root are gone; a fit neither needs nor notices them."""
     alone = tmp_path / "town"
     shutil.copytree(town / "cityscapes", alone / "cityscapes")
-    if "target_labels" not in method_class(model).reads:
+    if method_class(model).needs.target != "labels":
         shutil.rmtree(alone / "cityscapes/gtFine")
     assert sfda("fit", *tiny_arguments(model, alone, source_of(model)), "--out", tmp_path / "run") == 0
     whole = tmp_path / "with_everything"
@@ -166,8 +169,15 @@ def test_a_folder_of_training_images_is_enough(model, more, town, source_of, sfd
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_reads_are_known(model):
-    assert method_class(model).reads <= {"source_images", "source_labels", "target_images", "target_labels"}
+def test_every_method_says_itself_what_it_reads(model):
+    assert isinstance(vars(method_class(model))["needs"], Needs)
+
+
+def test_a_class_of_before_is_told_what_to_write():
+    message = r"Mine: `reads`, `fit_split` .*`needs = Needs\(target=\"images\", view=\"weak\"\)`.*from sfda.data.needs"
+    with pytest.raises(UserError, match=message):
+        type("Mine", (TrainedMethod,), {"fit_split": "val", "reads": frozenset({"target_images"})})
+    type("Mine", (TrainedMethod,), {"needs": Needs(target="images")})
 
 
 @pytest.mark.medium

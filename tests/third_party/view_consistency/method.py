@@ -3,6 +3,7 @@
 import torch
 
 from sfda.data.label_spaces import IGNORE
+from sfda.data.needs import Needs
 from sfda.losses.cross_entropy import cross_entropy
 from sfda.methods.trained import TrainedMethod
 
@@ -15,8 +16,7 @@ class ViewConsistency(TrainedMethod):
         **trained: Options of `TrainedMethod`.
     """
 
-    reads = frozenset({"target_images"})
-    training_view = "weak_and_strong"
+    needs = Needs(target="images", view="weak_and_strong")
 
     def __init__(self, threshold: float = 0.9, **trained) -> None:
         super().__init__(**trained)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sfda.data.streets.draw import Dice, Material, Sketch, scaled
-from sfda.data.streets.styles import Style
+from sfda.town.draw import Dice, Material, Sketch, scaled
+from sfda.town.styles import Style
 
 PERSON, RIDER = 11, 12
 

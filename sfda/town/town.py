@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from sfda.data.label_spaces import CITYSCAPES19
-from sfda.data.streets.draw import Dice, rasterise
-from sfda.data.streets.scene import compose
-from sfda.data.streets.shade import WEATHERS, shade
-from sfda.data.streets.styles import PRESETS, Style
 from sfda.errors import UserError
+from sfda.town.draw import Dice, rasterise
+from sfda.town.scene import compose
+from sfda.town.shade import WEATHERS, shade
+from sfda.town.styles import PRESETS, Style
 
 SKY = CITYSCAPES19.names.index("sky")
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sfda.data.streets.draw import Colour, Dice, Material, Sketch, mixed, scaled
-from sfda.data.streets.roadside import bush, foliage, tree
-from sfda.data.streets.styles import Style
+from sfda.town.draw import Colour, Dice, Material, Sketch, mixed, scaled
+from sfda.town.roadside import bush, foliage, tree
+from sfda.town.styles import Style
 
 SIDEWALK, BUILDING, WALL, FENCE, TERRAIN = 1, 2, 3, 4, 9
 

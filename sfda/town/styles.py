@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sfda.data.streets.draw import Colour
+from sfda.town.draw import Colour
 
 Range = tuple[float, float]
 Palette = tuple[Colour, ...]

@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from sfda.data.streets.draw import GROUND_MATERIALS, Dice, Material, Sketch, as_array
-from sfda.data.streets.styles import Style
+from sfda.town.draw import GROUND_MATERIALS, Dice, Material, Sketch, as_array
+from sfda.town.styles import Style
 
 Floats = npt.NDArray[np.float32]
 

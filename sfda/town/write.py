@@ -18,11 +18,11 @@ import numpy.typing as npt
 from PIL import Image
 
 from sfda.data.label_spaces import CITYSCAPES19, CITYSCAPES_IDS, IGNORE, SYNTHIA_IDS
-from sfda.data.streets.shade import WEATHERS
-from sfda.data.streets.town import render, style_of
 from sfda.errors import UserError
 from sfda.files import write_whole
 from sfda.progress import ShowProgress, no_progress
+from sfda.town.shade import WEATHERS
+from sfda.town.town import render, style_of
 
 Pixels = npt.NDArray[np.uint8]
 Counts = Mapping[str, Mapping[str, int]]

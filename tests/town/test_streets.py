@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from sfda.data.streets import render, write_streets
 from sfda.errors import UserError
+from sfda.town import render, write_streets
 
 DOMAINS = ("gta5", "synthia", "cityscapes")
 COUNTS = {domain: {"train": 3, "val": 2} for domain in DOMAINS} | {"drift": {"val": 6}}

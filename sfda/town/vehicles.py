@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from sfda.data.streets.draw import CIRCLE, Colour, Dice, Material, Point, Sketch, mixed, scaled
-from sfda.data.streets.people import rider
-from sfda.data.streets.styles import Style
+from sfda.town.draw import CIRCLE, Colour, Dice, Material, Point, Sketch, mixed, scaled
+from sfda.town.people import rider
+from sfda.town.styles import Style
 
 CAR, TRUCK, BUS, TRAIN, MOTORCYCLE, BICYCLE = range(13, 19)
 LENGTHS = {"car": 4.4, "truck": 8.5, "bus": 11.0, "train": 24.0, "motorcycle": 2.1, "bicycle": 1.8}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sfda.data.streets.draw import CIRCLE, Colour, Dice, Material, Sketch, mixed, scaled
-from sfda.data.streets.styles import Style
+from sfda.town.draw import CIRCLE, Colour, Dice, Material, Sketch, mixed, scaled
+from sfda.town.styles import Style
 
 POLE, LIGHT, SIGN, VEGETATION = 5, 6, 7, 8
 ROUGH = (0.8, 1.14, 0.92, 1.06, 0.84, 1.18, 1.0, 0.78, 1.1, 0.88, 1.16, 0.95)  # radii around a clump of leaves

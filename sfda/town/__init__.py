@@ -4,7 +4,7 @@ No data set of the field can be downloaded without a registration; the town stan
 can be run, compared and tested on any machine. It is written in the layouts of the real data sets.
 """
 
-from sfda.data.streets.town import render
-from sfda.data.streets.write import write_streets
+from sfda.town.town import render
+from sfda.town.write import write_streets
 
 __all__ = ["render", "write_streets"]

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from functools import partial
 
 from sfda.data.label_spaces import IGNORE
-from sfda.data.streets.draw import Camera, Dice, Sketch, mixed, scaled
-from sfda.data.streets.people import person
-from sfda.data.streets.roadside import bollard, bush, foliage, street_lamp, traffic_light, traffic_sign, tree
-from sfda.data.streets.sides import BUILDING, Stretch, line
-from sfda.data.streets.street import FAR, Street, ground
-from sfda.data.streets.styles import Style
-from sfda.data.streets.vehicles import LENGTHS, Frame, two_wheeler, vehicle
+from sfda.town.draw import Camera, Dice, Sketch, mixed, scaled
+from sfda.town.people import person
+from sfda.town.roadside import bollard, bush, foliage, street_lamp, traffic_light, traffic_sign, tree
+from sfda.town.sides import BUILDING, Stretch, line
+from sfda.town.street import FAR, Street, ground
+from sfda.town.styles import Style
+from sfda.town.vehicles import LENGTHS, Frame, two_wheeler, vehicle
 
 Thing = tuple[float, Callable[[Sketch, Dice, Style], None]]
 

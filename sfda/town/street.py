@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sfda.data.streets.draw import Colour, Dice, Material, Sketch, scaled
-from sfda.data.streets.sides import SIDEWALK, TERRAIN, Stretch
-from sfda.data.streets.styles import Style
+from sfda.town.draw import Colour, Dice, Material, Sketch, scaled
+from sfda.town.sides import SIDEWALK, TERRAIN, Stretch
+from sfda.town.styles import Style
 
 ROAD = 0
 FAR = 130.0  # metres: where the street ends
