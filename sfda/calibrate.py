@@ -87,10 +87,10 @@ def _check_for_label_calibration(path: Path, model: Mapping[str, Any], config: P
     """
     import torch
 
-    from sfda.checkpoints import read_checkpoint
     from sfda.data.label_spaces import CITYSCAPES19, load_class_set
-    from sfda.methods.base import Method
-    from sfda.methods.post_hoc import rebuild_method
+    from sfda.methods import Method
+    from sfda.methods.kinds.rebuild import rebuild_method
+    from sfda.runs.checkpoints import read_checkpoint
 
     classes = load_class_set(data_options(str(config)).get("classes") or CITYSCAPES19.name)
     method = rebuild_method(read_checkpoint(str(path)), {**model, "num_classes": len(classes)}, str(path)).eval()

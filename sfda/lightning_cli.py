@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-import pkgutil
 import sys
 import warnings
 from collections.abc import Sequence
@@ -25,22 +24,22 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 from torch.multiprocessing.spawn import ProcessRaisedException
 
-import sfda.methods
 from sfda.callbacks.collapse_guard import CollapseGuard
 from sfda.callbacks.pictures import Pictures
 from sfda.callbacks.progress_lines import ProgressBars, ProgressLines
 from sfda.callbacks.run_folder import MetricsFile, RunFolder, WholeCheckpoints, last_checkpoint
 from sfda.callbacks.skipped_files import SkippedFiles
 from sfda.callbacks.wandb_run import WandbRun, settle_wandb_loggers
-from sfda.checkpoints import read_checkpoint, refuse_another_network, stored_options
 from sfda.data.datamodule import DomainAdaptationDataModule
 from sfda.data.label_spaces import load_class_set
 from sfda.errors import UserError
 from sfda.files import WriteError, cannot_write, write_whole
 from sfda.fragments import complete_fragments
-from sfda.messages import QUIET, shorten, show_warning, user_error_behind
-from sfda.methods.base import Method
-from sfda.methods.trained import TrainedMethod
+from sfda.libraries import shorten, user_error_behind
+from sfda.messages import QUIET, show_warning
+from sfda.methods import Method, TrainedMethod
+from sfda.methods.kinds.rebuild import method_modules
+from sfda.runs.checkpoints import read_checkpoint, refuse_another_network, stored_options
 
 LAUNCHED = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """Variables that Lightning's launcher sets."""
@@ -87,8 +86,8 @@ class CommandLine(LightningCLI):
     """Adds the run folder and the link from `classes` to `num_classes`; keeps checkpoints from changing the model."""
 
     def __init__(self, args: list[str]) -> None:
-        for module in pkgutil.iter_modules(sfda.methods.__path__):  # so that `--model AdaBN` finds its class
-            importlib.import_module(f"{sfda.methods.__name__}.{module.name}")
+        for module in method_modules():  # so that `--model AdaBN` finds its class
+            importlib.import_module(module)
         super().__init__(
             Method,
             DomainAdaptationDataModule,

@@ -22,7 +22,7 @@ from sfda.data.transforms import RandomViews
 from sfda.errors import UserError
 
 if TYPE_CHECKING:
-    from sfda.methods.base import Method
+    from sfda.methods.kinds.method import Method
 
 DomainName = Literal["source", "target"]
 DOMAINS: tuple[DomainName, ...] = ("source", "target")

@@ -1,6 +1,6 @@
 """The source model as it is: where every adaptation starts from."""
 
-from sfda.methods.base import Method
+from sfda.methods.kinds.method import Method
 
 
 class SourceOnly(Method):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from sfda.losses.cross_entropy import cross_entropy
-from sfda.methods.trained import TrainedMethod
+from sfda.methods.kinds.trained import TrainedMethod
 
 if TYPE_CHECKING:
     from sfda.data.datasets import Batch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sfda.methods.post_hoc import PostHocCalibration
+from sfda.methods.kinds.post_hoc import PostHocCalibration
 
 if TYPE_CHECKING:
     from sfda.data.datasets import Batch

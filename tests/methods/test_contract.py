@@ -13,8 +13,8 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from sfda.arguments import configs_folder
-from sfda.methods.base import Method
-from sfda.methods.gathered import GatheredMethod
+from sfda.methods.kinds.gathered import GatheredMethod
+from sfda.methods.kinds.method import Method
 from tiny_runs import die, tiny_arguments
 
 MODELS = sorted(path.stem for path in configs_folder().glob("model/*.yaml"))

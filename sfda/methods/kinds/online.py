@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sfda.errors import UserError
-from sfda.methods.base import Method
+from sfda.methods.kinds.method import Method
 
 
 class OnlineMethod(Method):

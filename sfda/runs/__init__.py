@@ -1,0 +1,1 @@
+"""Runs: what they are made of, and what they leave."""
