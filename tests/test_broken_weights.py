@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sfda.checkpoints import read_checkpoint
 from sfda.errors import UserError
 from sfda.networks.finite import refuse_nan
+from sfda.runs.checkpoints import read_checkpoint
 from tiny_runs import tiny_arguments
 
 FITS = ["ada_bn", "label_calibration", "pseudo_cal", "temperature_scaling"]  # one pass

@@ -8,12 +8,12 @@ import pytest
 import torch
 import yaml
 
-from sfda.checkpoints import build_method, read_checkpoint
 from sfda.cli.calibrate import CALIBRATORS, calibrated_folder, calibration_arguments
 from sfda.errors import UserError
-from sfda.methods.post_hoc import rebuild_method
+from sfda.methods.kinds.rebuild import build_method, rebuild_method
 from sfda.methods.pseudo_cal import PseudoCal
 from sfda.methods.source_only import SourceOnly
+from sfda.runs.checkpoints import read_checkpoint
 from sfda.runs.experiment import configs_folder
 from sfda.runs.run import Run
 from tiny_runs import NETWORK, tiny_arguments
@@ -284,7 +284,7 @@ def checkpoint(**options):
         ({}, "does not say of which method it is"),
         ({"_class_path": "nowhere.Method"}, "No module named 'nowhere'"),
         ({"_class_path": "sfda.methods.tent.Tenth"}, "Tenth"),
-        ({"_class_path": "sfda.methods.tent.Tensor"}, r"no sfda\.methods\.base\.Method"),
+        ({"_class_path": "sfda.methods.tent.Tensor"}, r"no sfda\.methods\.Method"),
         ({"_class_path": "sfda.methods.source_only.SourceOnly", "network": "mine.build"}, "trained with network mine"),
         ({"_class_path": "sfda.methods.source_only.SourceOnly", "gamma": 1}, "gamma"),
         ({"_class_path": "sfda.methods.source_only.SourceOnly"}, "Missing key"),

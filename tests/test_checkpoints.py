@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from sfda.checkpoints import read_checkpoint
 from sfda.errors import UserError
 from sfda.methods.source_only import SourceOnly
 from sfda.networks.build import build_network
+from sfda.runs.checkpoints import read_checkpoint
 from tiny_runs import NETWORK
 
 README = Path(__file__).resolve().parents[1] / "README.md"

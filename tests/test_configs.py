@@ -66,7 +66,7 @@ def test_the_values_of_every_experiment_arrive_and_it_can_be_instantiated(experi
             assert arrived(value, parsed[key]), key
     assert config.model.class_path == written["model"]["class_path"]
 
-    monkeypatch.setattr("sfda.methods.base.build_network", build_once)  # dozens have the same network
+    monkeypatch.setattr("sfda.methods.kinds.method.build_network", build_once)  # dozens have the same network
     ready = cli.parser.instantiate_classes(cli.config)["fit"]
     assert ready.model.hparams["num_classes"] == len(ready.data.classes) == ready.model.network.num_classes
     assert all(hasattr(callback, "on_train_epoch_end") for callback in ready.trainer.callbacks or [])

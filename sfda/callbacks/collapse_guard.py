@@ -13,14 +13,14 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from sfda.checkpoints import load_source_network
 from sfda.files import write_json
-from sfda.methods.base import Method
-from sfda.methods.trained import TrainedMethod
+from sfda.methods.kinds.method import Method
+from sfda.methods.kinds.trained import TrainedMethod
 from sfda.metrics.functional import top_label
 from sfda.metrics.label_free import LabelFreeMetrics
 from sfda.networks.finite import refuse_nan
 from sfda.networks.segmenter import eval_mode
+from sfda.runs.checkpoints import load_source_network
 
 IMAGES = 32
 """Target validation images that are looked at, the first ones."""

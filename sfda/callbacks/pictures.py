@@ -13,7 +13,7 @@ from torch import Tensor
 from sfda.data.label_spaces import IGNORE, ClassSet
 from sfda.drawing import Array, class_legend, colour
 from sfda.files import write_figure, write_whole
-from sfda.methods.base import Method
+from sfda.methods.kinds.method import Method
 from sfda.metrics.reliability import reliability_diagram
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
-from sfda.methods.base import Method
+from sfda.methods.kinds.method import Method
 from sfda.progress import Advance, Lines, Pace, TimeColumn, write_line
 
 

@@ -23,8 +23,8 @@ from sfda.callbacks.selection import Selector
 from sfda.data.label_spaces import SYNTHIA16, ClassSet
 from sfda.errors import UserError
 from sfda.files import write_json, write_whole, writing
-from sfda.methods.base import Method
-from sfda.methods.trained import count_trained
+from sfda.methods.kinds.method import Method
+from sfda.methods.kinds.trained import count_trained
 
 FIT_FACTS = ("selected_by", "selected_step", "adapt_seconds", "peak_memory_mb")
 SHOWN = (("miou", "mIoU", 100, 1, " %"), ("ece", "ECE", 100, 1, " %"), ("entropy", "entropy", 1, 3, " nats"))

@@ -14,7 +14,7 @@ from sfda.data.label_spaces import ClassSet
 from sfda.data.needs import DomainName
 from sfda.errors import UserError
 from sfda.files import write_json
-from sfda.methods.base import Method
+from sfda.methods.kinds.method import Method
 from sfda.metrics.segmentation import SegmentationMetrics
 
 

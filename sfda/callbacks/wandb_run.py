@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 
 from sfda.callbacks.run_folder import git_commit
-from sfda.methods.base import Method
+from sfda.methods.kinds.method import Method
 from sfda.runs.run import Run
 
 UNSETTLED = "."

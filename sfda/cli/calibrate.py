@@ -84,10 +84,10 @@ def _check_for_label_calibration(run: Run) -> None:
     """
     import torch
 
-    from sfda.checkpoints import read_checkpoint
     from sfda.data.label_spaces import CITYSCAPES19, load_class_set
-    from sfda.methods.base import Method
-    from sfda.methods.post_hoc import rebuild_method
+    from sfda.methods import Method
+    from sfda.methods.kinds.rebuild import rebuild_method
+    from sfda.runs.checkpoints import read_checkpoint
 
     path = str(run.selected)
     classes = load_class_set(run.data().get("classes") or CITYSCAPES19.name)

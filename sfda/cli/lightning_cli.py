@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-import pkgutil
 import sys
 import warnings
 from collections.abc import Mapping
@@ -25,22 +24,22 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 from torch.multiprocessing.spawn import ProcessRaisedException
 
-import sfda.methods
 from sfda.callbacks.collapse_guard import CollapseGuard
 from sfda.callbacks.pictures import Pictures
 from sfda.callbacks.progress_lines import ProgressBars, ProgressLines
 from sfda.callbacks.run_folder import MetricsFile, RunFolder, WholeCheckpoints, last_checkpoint
 from sfda.callbacks.skipped_files import SkippedFiles
 from sfda.callbacks.wandb_run import WandbRun, settle_wandb_loggers
-from sfda.checkpoints import import_method, read_checkpoint, refuse_another_network, stored_options
-from sfda.cli.messages import QUIET, shorten, show_warning, user_error_behind
+from sfda.cli.messages import QUIET, show_warning
 from sfda.data.datamodule import DomainAdaptationDataModule
 from sfda.data.label_spaces import load_class_set
 from sfda.errors import UserError
 from sfda.files import WriteError, cannot_write, write_whole
-from sfda.methods.base import Method
-from sfda.methods.trained import TrainedMethod
+from sfda.libraries import shorten, user_error_behind
+from sfda.methods import Method, TrainedMethod
+from sfda.methods.kinds.rebuild import import_method, method_modules
 from sfda.runs.arguments import Job, run_name
+from sfda.runs.checkpoints import read_checkpoint, refuse_another_network, stored_options
 from sfda.runs.run import Run
 
 LAUNCHED = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -98,8 +97,8 @@ class CommandLine(LightningCLI):
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        for module in pkgutil.iter_modules(sfda.methods.__path__):  # so that `--model AdaBN` finds its class
-            importlib.import_module(f"{sfda.methods.__name__}.{module.name}")
+        for module in method_modules():  # so that `--model AdaBN` finds its class
+            importlib.import_module(module)
         super().__init__(
             Method,
             DomainAdaptationDataModule,

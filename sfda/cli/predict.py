@@ -17,7 +17,6 @@ import yaml
 from rich.console import Console
 from rich.text import Text
 
-from sfda.checkpoints import build_method, read_checkpoint
 from sfda.data.config import domains_of
 from sfda.data.errors import UnreadableFile
 from sfda.data.images import read_image
@@ -27,9 +26,11 @@ from sfda.data.transforms import resize_image
 from sfda.drawing import colour
 from sfda.errors import UserError
 from sfda.files import write_json, write_whole
-from sfda.methods.base import Method
+from sfda.methods import Method
+from sfda.methods.kinds.rebuild import build_method
 from sfda.networks.finite import refuse_nan
 from sfda.progress import progress
+from sfda.runs.checkpoints import read_checkpoint
 from sfda.runs.run import Run
 
 Array = npt.NDArray[np.uint8]
@@ -101,7 +102,7 @@ def load_method(path: Path, said: Mapping[str, Any]) -> Method:
 
     Args:
         path: The checkpoint.
-        said: Its class and options by the run's config, see `sfda.checkpoints.build_method`.
+        said: Its class and options by the run's config, see `sfda.methods.kinds.rebuild.build_method`.
 
     Raises:
         UserError: the checkpoint cannot be read, or is not one that was said.

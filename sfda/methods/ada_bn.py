@@ -12,8 +12,8 @@ from torchmetrics import MeanMetric
 from sfda.data.needs import Needs
 from sfda.errors import UserError
 from sfda.files import write_figure, write_json
-from sfda.methods.gathered import GatheredMethod
-from sfda.methods.online import OnlineMethod
+from sfda.methods.kinds.gathered import GatheredMethod
+from sfda.methods.kinds.online import OnlineMethod
 from sfda.metrics.functional import top_label
 from sfda.metrics.label_free import LabelFreeMetrics
 from sfda.metrics.view_agreement import ranks, view_agreement

@@ -16,8 +16,8 @@ from sfda.errors import UserError, refuse_negative
 from sfda.losses.entropy import normalised_entropy
 from sfda.losses.negative_learning import complementary_rank, negative_learning
 from sfda.losses.symmetric_cross_entropy import symmetric_cross_entropy
+from sfda.methods.kinds.value_net import ValueNetMethod, load_value_net
 from sfda.methods.self_training import SelfTraining
-from sfda.methods.value_net_training import ValueNetMethod, load_value_net
 from sfda.pseudo_labels.thresholds import class_weights, effective_number
 from sfda.ranks import ALL_RANKS
 

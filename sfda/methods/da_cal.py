@@ -15,7 +15,7 @@ from sfda.errors import UserError, refuse_negative
 from sfda.losses.class_mix import paste
 from sfda.losses.cross_entropy import cross_entropy
 from sfda.losses.soft_cross_entropy import soft_cross_entropy
-from sfda.methods.mean_teacher import Mix, TaughtMethod
+from sfda.methods.kinds.taught import Mix, TaughtMethod
 from sfda.metrics.functional import at_least_float32
 from sfda.networks.segmenter import BACKBONE, HEAD_INPUT, Segmenter
 from sfda.networks.temperature_net import TemperatureNet

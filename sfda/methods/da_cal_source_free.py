@@ -11,8 +11,7 @@ from torch import Tensor
 from sfda.data.label_spaces import IGNORE
 from sfda.data.needs import Needs
 from sfda.methods.da_cal import DACal
-from sfda.methods.mean_teacher import Mix
-from sfda.methods.mean_teacher_source_free import TargetMix
+from sfda.methods.kinds.taught import Mix, TargetMix
 from sfda.metrics.functional import at_least_float32, top_label
 from sfda.networks.frozen import Frozen
 

@@ -30,7 +30,7 @@ from sfda.losses.prototype_contrast import (
     resize_nearest,
     update_prototypes,
 )
-from sfda.methods.pseudo_labelled import PseudoLabelledMethod
+from sfda.methods.kinds.pseudo_labelled import PseudoLabelledMethod
 from sfda.networks.batch_norm import average_running_statistics
 from sfda.networks.ema import update_average
 from sfda.networks.frozen import Frozen

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sfda.data.needs import Needs
 from sfda.losses.entropy import mean_entropy, mean_probability_entropy
-from sfda.methods.trained import TrainedMethod
+from sfda.methods.kinds.trained import TrainedMethod
 from sfda.ranks import ALL_RANKS
 
 if TYPE_CHECKING:

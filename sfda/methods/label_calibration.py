@@ -15,8 +15,8 @@ from sfda.data.needs import Needs
 from sfda.data.sampling import run_seed
 from sfda.errors import UserError
 from sfda.files import write_figure, write_json
-from sfda.methods.gathered import GatheredMethod
-from sfda.methods.online import OnlineMethod
+from sfda.methods.kinds.gathered import GatheredMethod
+from sfda.methods.kinds.online import OnlineMethod
 from sfda.networks.label_calibration_head import (
     LabelCalibrationHead,
     UniformSample,

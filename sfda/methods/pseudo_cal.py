@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from sfda.data.label_spaces import IGNORE
 from sfda.data.needs import Needs
 from sfda.errors import UserError
-from sfda.methods.post_hoc import PostHocCalibration
+from sfda.methods.kinds.post_hoc import PostHocCalibration
 from sfda.metrics.functional import top_label
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from sfda.data.needs import Needs
 from sfda.errors import UserError
 from sfda.losses.cross_entropy import cross_entropy
-from sfda.methods.pseudo_labelled import PseudoLabelledMethod
-from sfda.methods.target_statistics import target_statistics
+from sfda.methods.kinds.pseudo_labelled import PseudoLabelledMethod
+from sfda.methods.kinds.target_statistics import target_statistics
 from sfda.networks.batch_norm import mix_statistics, read_statistics
 from sfda.pseudo_labels.labelling import label_by_class_balance
 from sfda.ranks import ALL_RANKS

@@ -1,7 +1,7 @@
 """The source model as it is: where every adaptation starts from."""
 
 from sfda.data.needs import Needs
-from sfda.methods.base import Method
+from sfda.methods.kinds.method import Method
 
 
 class SourceOnly(Method):

@@ -10,7 +10,7 @@ from sfda.data.needs import Needs
 from sfda.errors import UserError, refuse_negative
 from sfda.losses.calibration import classwise_ece
 from sfda.losses.cross_entropy import cross_entropy
-from sfda.methods.trained import TrainedMethod
+from sfda.methods.kinds.trained import TrainedMethod
 from sfda.networks.build import build_network
 
 if TYPE_CHECKING:

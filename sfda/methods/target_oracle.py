@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sfda.data.needs import Needs
 from sfda.losses.cross_entropy import cross_entropy
-from sfda.methods.trained import TrainedMethod
+from sfda.methods.kinds.trained import TrainedMethod
 
 if TYPE_CHECKING:
     from sfda.data.datasets import Batch

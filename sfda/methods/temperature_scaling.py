@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sfda.data.needs import Needs
-from sfda.methods.post_hoc import PostHocCalibration
+from sfda.methods.kinds.post_hoc import PostHocCalibration
 
 if TYPE_CHECKING:
     from sfda.data.datasets import Batch

@@ -11,9 +11,9 @@ from sfda.data.needs import Needs
 from sfda.errors import UserError
 from sfda.losses.entropy import mean_entropy
 from sfda.methods.ada_bn import keep_lone_values
-from sfda.methods.online import OnlineMethod
-from sfda.methods.target_statistics import target_statistics
-from sfda.methods.trained import TrainedMethod
+from sfda.methods.kinds.online import OnlineMethod
+from sfda.methods.kinds.target_statistics import target_statistics
+from sfda.methods.kinds.trained import TrainedMethod
 from sfda.networks.batch_norm import BatchStatistics, batch_norm_layers, mix_statistics, read_statistics
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from sfda.errors import UserError, refuse_negative
 from sfda.losses.cross_entropy import cross_entropy
 from sfda.losses.entropy import mean_entropy
 from sfda.losses.mean import mean_over_pixels
-from sfda.methods.trained import TrainedMethod
+from sfda.methods.kinds.trained import TrainedMethod
 from sfda.metrics.functional import at_least_float32, top_label
 from sfda.networks.segmenter import HEAD_INPUT, padded_size
 from sfda.ranks import ALL_RANKS, ALONE, Ranks

@@ -1,129 +1,27 @@
-"""The value net: trained on source to estimate an image's calibration error, and how well it does so."""
+"""The value net: trained on source to estimate an image's calibration error."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sfda.checkpoints import read_checkpoint
-from sfda.data.label_spaces import IGNORE
 from sfda.data.needs import Needs
 from sfda.errors import UserError
-from sfda.files import write_figure, write_json
-from sfda.losses.calibration import Absent, image_ece
-from sfda.methods.trained import TrainedMethod
-from sfda.metrics.ece_estimate import EceEstimateQuality, FirstAndLast, estimate_scatter
+from sfda.losses.calibration import image_ece
+from sfda.methods.kinds.trained import TrainedMethod
+from sfda.methods.kinds.value_net import ValueNetMethod, has_labels
+from sfda.metrics.ece_estimate import FirstAndLast
 from sfda.networks.batch_norm import average_running_statistics
-from sfda.networks.value_net import ValueNet
-from sfda.ranks import gather_over_ranks
 
 if TYPE_CHECKING:
     from sfda.data.datasets import Batch
 
-REPORT_BINS = 10
-"""Bins of the true ECE that estimates are compared with."""
-
 UNMOVED = 0.05
 """A mean estimate that ends no further from its start has not moved."""
-
-
-class ValueNetMethod(TrainedMethod):
-    """A trained method that carries a value net, and reports how good its estimates are.
-
-    Every validation logs ``<domain>/estimated_ece``, the mean estimate over the images, and, where labels may be
-    read, ``<domain>/value_net_`` ``pearson``, ``spearman``, ``mae`` and ``true_ece``: against the class-averaged ECE
-    of each image (10 bins, the scored classes, the labels' size, the method's own probabilities). `sfda validate`
-    also writes ``value_net.json``, every image's estimate and truth, and ``value_net_<domain>.png`` into the run
-    folder.
-
-    Args:
-        absent: What a class absent from an image counts in the ECE that is learnt and reported as the true one: left
-            out of the average (``skip``), or 0 (``zero``, the target of the authors' code, which is smaller).
-        **trained: Options of `TrainedMethod`.
-    """
-
-    def __init__(self, absent: Literal["skip", "zero"] = "skip", **trained: Any) -> None:
-        super().__init__(**trained)
-        self.absent: Absent = absent
-        self.value_net = ValueNet(self.network.feature_channels())
-        self.estimate_quality = nn.ModuleDict()
-        self._names: dict[str, list[str]] = {}
-        self._scored_images: Tensor | None = None
-        self._estimates = torch.empty(0)
-
-    def probabilities_and_ece(self, images: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Class probabilities (B, C, *size) of images (B, 3, H, W) and their estimated ECE (B,), in one pass."""
-        logits, features = self.network.forward_features(images)
-        estimates: Tensor = self.value_net(features)
-        return self.network.resize(logits.float(), size).softmax(dim=1), estimates
-
-    def single_view_probabilities(self, images: Tensor, size: tuple[int, int]) -> Tensor:
-        """See `Method`; of the images being scored, and of none of their other views, the estimate is kept."""
-        if images is not self._scored_images:
-            return super().single_view_probabilities(images, size)
-        probabilities, self._estimates = self.probabilities_and_ece(images, size)
-        return probabilities
-
-    # ------------------------------------------------------------------ quality
-
-    def setup(self, stage: str) -> None:
-        """One quality of estimates a validation set."""
-        super().setup(stage)
-        sets = self.datamodule.validation_sets.items()
-        self.estimate_quality = nn.ModuleDict(
-            {name: EceEstimateQuality(with_labels=samples.with_labels) for name, samples in sets}
-        )
-        self._names = {name: [] for name, _ in sets}
-
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor | None:
-        """Score a batch, and the estimates of its errors."""
-        self._scored_images = batch.get("image")
-        probabilities = super().validation_step(batch, batch_idx, dataloader_idx)
-        self._scored_images = None
-        if probabilities is not None:
-            domain, quality = list(self._qualities().items())[dataloader_idx]
-            quality.update(self._estimates, _true_ece(probabilities, batch.get("label"), self.absent))
-            self._names[domain] += batch["name"]
-        return probabilities
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the quality with the other scores; after `sfda validate`, report it."""
-        super().on_validation_epoch_end()
-        for domain, quality in self._qualities().items():
-            for name, value in quality.compute().items():
-                key = name if name == "estimated_ece" else f"value_net_{name}"
-                self.results[domain][key] = float(value)
-                if value == value:  # no NaN in a log
-                    self.log(f"{domain}/{key}", float(value), sync_dist=True)
-        if self.trainer.state.fn == "validate":
-            self._report()
-        for domain, quality in self._qualities().items():
-            quality.reset()
-            self._names[domain].clear()
-
-    def _qualities(self) -> dict[str, EceEstimateQuality]:
-        return dict(self.estimate_quality.items())  # type: ignore[arg-type]
-
-    def _report(self) -> None:
-        report = {}
-        for domain, quality in self._qualities().items():
-            scores = {name: float(value) for name, value in quality.compute().items()}
-            estimates, truths = quality.pairs()
-            rows = zip(gather_over_ranks(self._names[domain]), estimates.tolist(), truths.tolist(), strict=True)
-            images = [
-                {"name": name, "estimate": _or_none(estimate), "truth": _or_none(truth)}
-                for name, estimate, truth in sorted(rows)
-            ]
-            report[domain] = {**{name: _or_none(value) for name, value in scores.items()}, "images": images}
-            if quality.with_labels and self.trainer.is_global_zero:
-                path = self.run_folder / f"value_net_{domain}.png"
-                write_figure(path, estimate_scatter(estimates, truths, scores), dpi=110)
-        if self.trainer.is_global_zero:
-            write_json(self.run_folder / "value_net.json", report)
 
 
 class ValueNetTraining(ValueNetMethod):
@@ -173,7 +71,7 @@ class ValueNetTraining(ValueNetMethod):
         with torch.no_grad():
             logits, features = self.network.forward_features(images)
             truths = image_ece(logits.float().softmax(dim=1), labels, bins=self.bins, absent=self.absent)
-        labelled, estimates = _has_labels(labels), self.value_net(features)
+        labelled, estimates = has_labels(labels), self.value_net(features)
         self._course.add(estimates, truths, labelled)
         errors = (estimates - truths).square() * labelled
         return {"mse": errors.sum() / labelled.sum().clamp(min=1)}
@@ -212,49 +110,3 @@ class ValueNetTraining(ValueNetMethod):
                 "raise --model.init_args.lr, or --trainer.gradient_clip_val where gradients are clipped",
                 stacklevel=1,
             )
-
-
-def load_value_net(value_net: nn.Module, path: str, absent: Absent = "skip") -> None:
-    """Load the value net of a checkpoint of `ValueNetTraining` into `value_net`.
-
-    Raises:
-        UserError: the checkpoint cannot be read, or holds none, or one for another network or another `absent`.
-    """
-    prefix = "value_net."
-    checkpoint = read_checkpoint(path)
-    stored = checkpoint["state_dict"]
-    state = {key[len(prefix) :]: value for key, value in stored.items() if key.startswith(prefix)}
-    if not state:
-        raise UserError(
-            f"source_checkpoint {path} holds no value net: train it with `sfda fit <benchmark>/value_net_training` and "
-            "give that run's selected.ckpt, which holds the source model's network too"
-        )
-    try:
-        value_net.load_state_dict(state)
-    except RuntimeError as error:
-        raise UserError(
-            f"the value net of source_checkpoint {path} was trained for another network: {error}"
-        ) from error
-    learnt = checkpoint.get("hyper_parameters", {}).get("absent", "skip")
-    if learnt != absent:
-        raise UserError(
-            f"the value net of source_checkpoint {path} has learnt the ECE with absent: {learnt}, not {absent}: give "
-            f"--model.init_args.absent {learnt}"
-        )
-
-
-def _has_labels(labels: Tensor) -> Tensor:
-    """Which of labels (B, H, W) have a labelled pixel: (B,) bool."""
-    return (labels != IGNORE).flatten(1).any(1)
-
-
-def _true_ece(probabilities: Tensor, labels: Tensor | None, absent: Absent) -> Tensor | None:
-    """The class-averaged ECE of every image, (B,), NaN without a labelled pixel; None without labels."""
-    if labels is None:
-        return None
-    truths = image_ece(probabilities, labels, bins=REPORT_BINS, absent=absent)
-    return truths.masked_fill(~_has_labels(labels), torch.nan)
-
-
-def _or_none(value: float) -> float | None:
-    return None if math.isnan(value) else value

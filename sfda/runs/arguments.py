@@ -125,6 +125,7 @@ def expand(subcommand: str, arguments: Sequence[str]) -> Job:
             raise UserError("num_classes follows from --data.init_args.classes: set that instead")
         if is_config(value) and option == LOGGER:
             value = str(find_fragment(str(value)))
+            read_class(Path(value))  # so that what is wrong with it is said in our words
         if is_config(value) and option in ("--config", "-c", *(f"--{part}" for part in PARTS)):
             config = _with_file(config, option.lstrip("-"), find_fragment(str(value)))
         else:

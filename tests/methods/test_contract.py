@@ -14,9 +14,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from sfda.data.needs import Needs
 from sfda.errors import UserError
-from sfda.methods.base import Method
-from sfda.methods.gathered import GatheredMethod
-from sfda.methods.trained import TrainedMethod
+from sfda.methods import GatheredMethod, Method, TrainedMethod
 from sfda.runs.experiment import configs_folder
 from tiny_runs import die, tiny_arguments
 

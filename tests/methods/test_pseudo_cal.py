@@ -7,7 +7,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 
 from sfda.errors import UserError
-from sfda.methods.post_hoc import TEMPERATURES
+from sfda.methods.kinds.post_hoc import TEMPERATURES
 from sfda.methods.pseudo_cal import PseudoCal
 from sfda.methods.source_training import SourceTraining
 from tiny_runs import NETWORK, tiny_arguments

@@ -12,7 +12,7 @@ from scipy.special import logsumexp
 
 from sfda.data.label_spaces import CITYSCAPES19
 from sfda.data.readers import Domain, SegmentationSet
-from sfda.methods.post_hoc import TEMPERATURES, fit_temperature, mean_nll, temper
+from sfda.methods.kinds.post_hoc import TEMPERATURES, fit_temperature, mean_nll, temper
 from sfda.methods.source_training import SourceTraining
 from sfda.methods.temperature_scaling import TemperatureScaling
 from tiny_runs import tiny_arguments

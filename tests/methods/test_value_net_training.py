@@ -12,8 +12,9 @@ from sfda.data.readers import Domain, SegmentationSet
 from sfda.errors import UserError
 from sfda.losses.calibration import image_ece
 from sfda.methods.cal_sfda import CalSFDA
+from sfda.methods.kinds.value_net import load_value_net
 from sfda.methods.source_training import SourceTraining
-from sfda.methods.value_net_training import ValueNetTraining, load_value_net
+from sfda.methods.value_net_training import ValueNetTraining
 from sfda.networks.value_net import ValueNet
 from sfda.runs.experiment import resolve
 from tiny_runs import NETWORK, tiny_arguments
@@ -168,7 +169,7 @@ def test_bins_out_of_range_are_refused():
 @pytest.mark.medium
 def test_a_fit_keeps_the_source_model_and_reads_no_target(town, source_model, sfda, tmp_path, monkeypatch):
     averaged = []
-    for module in ("sfda.methods.trained", "sfda.methods.value_net_training"):
+    for module in ("sfda.methods.kinds.trained", "sfda.methods.value_net_training"):
         monkeypatch.setattr(f"{module}.average_running_statistics", averaged.append)
     alone = tmp_path / "town"
     shutil.copytree(town / "gta5", alone / "gta5")

@@ -19,6 +19,7 @@ from sfda.runs.engine import fit, has_fit, run_sfda
 from sfda.runs.experiment import configs_folder
 from sfda.runs.tables import as_table, unknown_columns, write_results
 from tiny_runs import NETWORK
+from wandb_files import content
 
 HEAD = ["experiment", "method", "seed", "source", "target", "class_set", "views", "network", "source_free"]
 HEAD += ["labels_read", "selected_by", "selected_step"]
@@ -127,13 +128,13 @@ def test_settings_are_others_for_other_values_and_not_for_another_wording(tiny_b
         return {"data": {"init_args": {"size": [32, width]}}}
 
     seen = [settings(), settings(seed=2), settings(options=size(64)), settings(options=size(65))]
-    for changed, content in (
+    for changed, more in (
         ("base.yaml", "trainer: {max_epochs: 2}\n"),
         ("data.yaml", "init_args: {crop: [1, 2]}\n"),
         ("ada_bn.yaml", "trainer: {max_epochs: 3}\n"),
     ):
         with (tiny_benchmark / changed).open("a") as file:
-            file.write(content)
+            file.write(more)
         seen.append(settings())
     assert all(one != other for number, one in enumerate(seen) for other in seen[:number])
     with (tiny_benchmark / "ada_bn.yaml").open("a") as file:

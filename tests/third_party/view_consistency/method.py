@@ -5,7 +5,7 @@ import torch
 from sfda.data.label_spaces import IGNORE
 from sfda.data.needs import Needs
 from sfda.losses.cross_entropy import cross_entropy
-from sfda.methods.trained import TrainedMethod
+from sfda.methods import TrainedMethod
 
 
 class ViewConsistency(TrainedMethod):

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from sfda.checkpoints import read_checkpoint
 from sfda.errors import UserError
-from sfda.methods.trained import TrainedMethod
+from sfda.methods.kinds.trained import TrainedMethod
 from sfda.networks.segmenter import eval_mode
 from sfda.pseudo_labels.store import PseudoLabelStore, weights_hash
+from sfda.runs.checkpoints import read_checkpoint
 
 
 class PseudoLabelledMethod(TrainedMethod):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sfda.errors import UserError
-from sfda.methods.base import Method
+from sfda.methods.kinds.method import Method
 
 
 class OnlineMethod(Method):

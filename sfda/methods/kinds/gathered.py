@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sfda.data.datasets import has_images
-from sfda.methods.base import Method
+from sfda.methods.kinds.method import Method
 from sfda.networks.finite import refusing_nan
 
 if TYPE_CHECKING:

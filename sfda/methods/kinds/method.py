@@ -1,8 +1,7 @@
 """The contract of a method: what it reads, how it predicts, how it is validated.
 
-Three kinds stand on it: a plain `Method` only predicts, a `TrainedMethod` (`sfda.methods.trained`) follows the
-gradient of named losses, a `GatheredMethod` (`sfda.methods.gathered`) looks at the images once and then changes the
-network without a gradient.
+Three kinds stand on it: a plain `Method` only predicts, a `TrainedMethod` follows the gradient of named losses, a
+`GatheredMethod` looks at the images once and then changes the network without a gradient.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfda.checkpoints import load_source_network
 from sfda.data.label_spaces import SYNTHIA13, SYNTHIA16
 from sfda.data.needs import Needs, refuse_words_of_before
 from sfda.errors import UserError
@@ -28,6 +26,7 @@ from sfda.metrics.segmentation import SegmentationMetrics
 from sfda.networks.build import build_network
 from sfda.networks.finite import refuse_nan
 from sfda.progress import Advance, PassDisplay, no_progress
+from sfda.runs.checkpoints import load_source_network
 
 if TYPE_CHECKING:
     from sfda.data.datamodule import DomainAdaptationDataModule

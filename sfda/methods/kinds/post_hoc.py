@@ -5,24 +5,24 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfda.checkpoints import build_method, read_checkpoint, stored_options
 from sfda.data.label_spaces import IGNORE
 from sfda.data.needs import Needs
 from sfda.data.sampling import run_seed
 from sfda.errors import UserError
 from sfda.files import write_json
-from sfda.methods.base import Method
-from sfda.methods.gathered import GatheredMethod
+from sfda.methods.kinds.gathered import GatheredMethod
+from sfda.methods.kinds.method import Method
+from sfda.methods.kinds.rebuild import rebuild_method
 from sfda.metrics.functional import SMALLEST_PROBABILITY, at_least_float32, top_label
 from sfda.networks.label_calibration_head import UniformSample
 from sfda.ranks import sum_over_ranks
+from sfda.runs.checkpoints import read_checkpoint
 
 SAMPLE = 2**18
 """Pixels that the temperature is fitted on, all processes together."""
@@ -163,21 +163,6 @@ class PostHocCalibration(GatheredMethod):
             warnings.warn(f"the temperature is at an end of its range, {TEMPERATURES}: do not trust it", stacklevel=1)
         write_json(self.run_folder / "calibration.json", report)
         sys.stdout.write("T = {temperature:.4f}, NLL {nll_before:.4f} → {nll_after:.4f} nats\n".format(**report))
-
-
-def rebuild_method(checkpoint: dict[str, Any], said: Mapping[str, Any], name: str) -> Method:
-    """The method of a checkpoint, to be calibrated; see `sfda.checkpoints.build_method`.
-
-    Raises:
-        UserError: the method cannot be built, or its predictions change while it is scored.
-    """
-    stored = stored_options(checkpoint, name)
-    if any(options.get("online") is True for options in (stored, said)):
-        raise UserError(
-            f"{stored.get('_class_path')} with online: true adapts while it is scored, so there is nothing fixed to "
-            "calibrate: calibrate the model that it starts from"
-        )
-    return build_method(checkpoint, said, name)
 
 
 # ---------------------------------------------------------------------- temperature

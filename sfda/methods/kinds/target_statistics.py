@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sfda.errors import UserError
-from sfda.methods.base import Method
+from sfda.methods.kinds.method import Method
 from sfda.networks.batch_norm import BatchStatistics, Statistics
 from sfda.networks.finite import refusing_nan
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sfda.data.datasets import has_images
 from sfda.data.sampling import run_seed
 from sfda.errors import UserError, refuse_negative
-from sfda.methods.base import Method
+from sfda.methods.kinds.method import Method
 from sfda.networks.batch_norm import average_running_statistics
 
 if TYPE_CHECKING:

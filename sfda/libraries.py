@@ -1,0 +1,64 @@
+"""What errors of the libraries say to a user."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import re
+
+from jsonargparse import ArgumentParser
+from torch.multiprocessing.spawn import ProcessRaisedException
+
+from sfda.errors import UserError
+
+WORKER_DIED = r"^DataLoader worker \(pid|shared memory|</torch_"
+"""What torch says of a loader's worker that was killed, or of shared memory that is full."""
+
+
+def user_error_behind(error: Exception) -> UserError | None:
+    """What a user can mend behind an error of the libraries; None where it is a fault of the program.
+
+    A `UserError` of a class that jsonargparse was instantiating, or of a rank that was forked: both are reported as
+    errors of the libraries' own. And the death of a process that reads images.
+    """
+    if isinstance(error, ProcessRaisedException):
+        said = re.split(r"^sfda\.[\w.]+: ", str(error), flags=re.MULTILINE)[1:]
+        return UserError(said[-1].strip()) if said else None
+    if isinstance(error, RuntimeError):
+        return _worker_died(error) if re.search(WORKER_DIED, str(error)) else None
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, UserError):
+        seen = seen.__cause__ or seen.__context__
+    return seen
+
+
+def _worker_died(error: RuntimeError) -> UserError:
+    return UserError(
+        f"a process that reads images has died, probably of too little memory ({error}): lower "
+        "--data.init_args.num_workers (0 starts none), or give more shared memory (`docker run --shm-size 8g`)"
+    )
+
+
+def shorten(message: str) -> str:
+    """The message of jsonargparse without the types that it tried: what a user can act on."""
+    noise = ("Does not validate", "Subtypes:", "Errors:", "- Expected a <class 'NoneType'>", "Given value type:")
+    internal = ("NestedArg(", "Namespace(")
+    lines = [line.strip() for line in message.splitlines()]
+    kept = [
+        line for line in lines if line and not line.startswith(noise) and not any(word in line for word in internal)
+    ]
+    return _with_suggestion(" ".join(line.removeprefix("- ") for line in kept))
+
+
+def _with_suggestion(message: str) -> str:
+    """What an unknown option of a class may have been meant to be, and where all of them are listed."""
+    found = re.search(r'"(model|data)".*class_path \'([\w.]+)\'.*Option \'(\w+)\' is not accepted', message)
+    if found is None:
+        return message
+    kind, class_path, option = found.groups()
+    module, _, name = class_path.rpartition(".")
+    parser = ArgumentParser()
+    parser.add_class_arguments(getattr(importlib.import_module(module), name), "of")
+    close = difflib.get_close_matches(option, [action.dest.removeprefix("of.") for action in parser._actions], n=2)
+    hint = f"; did you mean {' or '.join(close)}?" if close else "."
+    return f"{message}{hint} `sfda fit --{kind}.help {name}` lists all"

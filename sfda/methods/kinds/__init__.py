@@ -1,0 +1,1 @@
+"""Kinds of method: what they have in common, and what they stand on."""
