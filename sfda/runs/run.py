@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,42 +17,25 @@ Row = dict[str, Any]
 Settings = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
 class Run:
     """A run folder.
 
     Attributes:
         folder: Its path.
+        config_file: The whole configuration without what belongs to one call.
+        last: The checkpoint that a fit is resumed from.
+        selected: The checkpoint that the run is represented by.
+        row_file: The run's row in every table.
+        settings_file: What the engine was asked for when it began the run.
     """
 
-    folder: Path
-
-    # ------------------------------------------------------------------ files
-
-    @property
-    def config_file(self) -> Path:
-        """The whole configuration without what belongs to one call."""
-        return self.folder / "config.yaml"
-
-    @property
-    def last(self) -> Path:
-        """The checkpoint that a fit is resumed from."""
-        return self.folder / "last.ckpt"
-
-    @property
-    def selected(self) -> Path:
-        """The checkpoint that the run is represented by."""
-        return self.folder / "selected.ckpt"
-
-    @property
-    def row_file(self) -> Path:
-        """The run's row in every table."""
-        return self.folder / "result.json"
-
-    @property
-    def settings_file(self) -> Path:
-        """What the engine was asked for when it began the run."""
-        return self.folder / "settings.json"
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config_file = folder / "config.yaml"
+        self.last = folder / "last.ckpt"
+        self.selected = folder / "selected.ckpt"
+        self.row_file = folder / "result.json"
+        self.settings_file = folder / "settings.json"
 
     # ------------------------------------------------------------------ how far it is
 

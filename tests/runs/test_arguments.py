@@ -1,5 +1,4 @@
 import copy
-from pathlib import Path
 
 import pytest
 import yaml
@@ -7,7 +6,6 @@ import yaml
 from sfda.errors import UserError
 from sfda.runs.arguments import expand
 from sfda.runs.experiment import configs_folder, find_fragment, merge, resolve
-from sfda.runs.run import Run
 
 CONFIGS = configs_folder()
 
@@ -138,7 +136,7 @@ def run_folder(tmp_path, *files):
 def test_run_resumes_an_unfinished_fit(tmp_path):
     folder = run_folder(tmp_path, "last.ckpt")
     job = expand("fit", ["--run", folder])
-    assert (job.config, job.run) == ({"seed_everything": 7}, Run(Path(folder)))
+    assert (job.config, str(job.run.folder)) == ({"seed_everything": 7}, folder)
     assert job.options == ("--out", folder, "--ckpt_path", f"{folder}/last.ckpt")
     with pytest.raises(UserError, match="not finished"):
         expand("validate", [f"--run={folder}"])
@@ -150,7 +148,7 @@ def test_run_resumes_an_unfinished_fit(tmp_path):
 def test_run_scores_a_finished_fit_and_never_overwrites_it_with_other_settings(tmp_path):
     folder = run_folder(tmp_path, "result.json", "selected.ckpt")
     job = expand("validate", ["--run", folder])
-    assert job.run == Run(Path(folder))
+    assert str(job.run.folder) == folder
     assert job.options == ("--out", folder, "--ckpt_path", f"{folder}/selected.ckpt")
     for option in ("--trainer.devices", "--trainer.logger", "--trainer.logger.init_args.project"):
         assert option in expand("validate", ["--run", folder, option, "2"]).options
