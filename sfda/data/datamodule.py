@@ -14,9 +14,10 @@ from torch.utils.data import DataLoader
 from sfda.data.datasets import Batch, EvaluationSet, Item, Size, TrainingSet, collate, to_device_format
 from sfda.data.errors import MissingLabels
 from sfda.data.label_spaces import ClassSet, Lookup, load_class_set, score_groups
-from sfda.data.layouts import image_folder, lacks_validation
+from sfda.data.layouts import Domain, layout_of
 from sfda.data.needs import DOMAINS, DomainName, Needs, Reader
-from sfda.data.readers import Domain, SegmentationSet
+from sfda.data.places import image_folder, lacks_validation
+from sfda.data.readers import SegmentationSet
 from sfda.data.sampling import EvaluationSampler, TrainingSampler, run_seed
 from sfda.data.splits import Split
 from sfda.data.transforms import RandomViews
@@ -70,6 +71,9 @@ class DomainAdaptationDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.domains: dict[DomainName, Domain | None] = {"source": source, "target": target}
+        for domain in (source, target):
+            if domain is not None:
+                layout_of(domain)  # a mistyped name is refused now, not when the domain is first read
         self.classes: ClassSet = load_class_set(classes)
         self.score_classes: ClassSet = load_class_set(score_classes) if score_classes else self.classes
         self.score_groups: Lookup | None = score_groups(self.classes, self.score_classes)
