@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch.utils.data import DataLoader
 
-from sfda.data.datasets import Batch, EvaluationSet, Item, Size, TrainingSet, collate, to_device_format
+from sfda.data.datasets import Batch, DomainBatch, EvaluationSet, Item, Size, TrainingSet, collate, to_device_format
 from sfda.data.errors import MissingLabels
 from sfda.data.label_spaces import ClassSet, Lookup, load_class_set, score_groups
 from sfda.data.layouts import Domain, layout_of
@@ -34,8 +35,8 @@ class DomainAdaptationDataModule(L.LightningDataModule):
     of validation images, a method that reads no labels is validated on the training images instead, without labels and
     with a warning.
 
-    A training batch is ``{"target": {...}, "source": {...}}`` with the domains that are read; see
-    `sfda.data.datasets.collate` for the content of each.
+    A training batch is a `sfda.data.datasets.Batch`, ``{"target": {...}, "source": {...}}`` with the domains that are
+    read; a validation batch is the `DomainBatch` of one domain.
 
     Args:
         target: The domain to adapt to.
@@ -225,7 +226,7 @@ class DomainAdaptationDataModule(L.LightningDataModule):
         batch_size: int | None = None,
         first: int | None = None,
         shuffled: int | None = None,
-    ) -> Iterator[Batch]:
+    ) -> Iterator[DomainBatch]:
         """Images of a domain as the network sees them, outside of the Trainer's own loops.
 
         Without `first` and `shuffled` every image comes exactly once over all ranks, in order.
@@ -241,7 +242,7 @@ class DomainAdaptationDataModule(L.LightningDataModule):
                 them).
 
         Yields:
-            ``name``, ``image`` (B, 3, H, W) RGB in [0, 1] and ``skipped``; see `sfda.data.datasets.collate`.
+            Batches of at least one image, in the format of `to_device_format`.
         """
         samples = (self.training_sets if split == "train" else self.validation_sets)[name]
         world, rank = self._world() if first is None else (1, 0)
@@ -284,8 +285,8 @@ class DomainAdaptationDataModule(L.LightningDataModule):
             for samples in self.validation_sets.values()
         ]
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Bytes to floats, on the device."""
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch | DomainBatch:
+        """Bytes to floats, on the device: of a `Batch` or a `DomainBatch`."""
         if "name" in batch:
             return to_device_format(batch)
         return {domain: to_device_format(part) for domain, part in batch.items()}
