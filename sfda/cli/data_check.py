@@ -26,7 +26,9 @@ from sfda.data.config import domains_of
 from sfda.data.errors import MissingLabels, UnreadableFile
 from sfda.data.images import read_image, read_orientation
 from sfda.data.label_spaces import CITYSCAPES19, ClassSet, Lookup, load_class_set, score_groups
-from sfda.data.layouts import Domain, Pair, describe_other_files, label_folder, lacks_validation, read_pairs
+from sfda.data.layouts import Domain, layout_of
+from sfda.data.pairs import Pair, read_pairs
+from sfda.data.places import describe_other_files, has_label_folder, lacks_validation
 from sfda.data.readers import class_set_of_files, count_values, labels_in, look_up, read_values
 from sfda.data.splits import Split
 from sfda.errors import UserError
@@ -159,7 +161,7 @@ def _list_split(report: SplitReport, classes: ClassSet, score_classes: ClassSet)
         if (
             isinstance(fault, MissingLabels)
             and report.name == "target"
-            and not label_folder(report.domain, report.split).is_dir()
+            and not has_label_folder(report.domain, report.split)
         ):
             report.needs_no_labels = True
         else:
@@ -181,7 +183,7 @@ def _list_split(report: SplitReport, classes: ClassSet, score_classes: ClassSet)
 def _look_up(report: SplitReport, classes: ClassSet, score_classes: ClassSet) -> None:
     """Say in which classes the labels are counted, and try that they can be read as a run would read them."""
     own = class_set_of_files(report.domain)
-    report.classes = own if report.domain.layout == "folder" else classes
+    report.classes = own if layout_of(report.domain).classes is None else classes
     report.table = labels_in(report.domain, report.classes)
     if report.split == "val":
         labels_in(report.domain, score_classes)

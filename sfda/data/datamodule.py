@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -11,12 +12,13 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch.utils.data import DataLoader
 
-from sfda.data.datasets import Batch, EvaluationSet, Item, Size, TrainingSet, collate, to_device_format
+from sfda.data.datasets import Batch, DomainBatch, EvaluationSet, Item, Size, TrainingSet, collate, to_device_format
 from sfda.data.errors import MissingLabels
 from sfda.data.label_spaces import ClassSet, Lookup, load_class_set, score_groups
-from sfda.data.layouts import image_folder, lacks_validation
+from sfda.data.layouts import Domain, layout_of
 from sfda.data.needs import DOMAINS, DomainName, Needs, Reader
-from sfda.data.readers import Domain, SegmentationSet
+from sfda.data.places import image_folder, lacks_validation
+from sfda.data.readers import SegmentationSet
 from sfda.data.sampling import EvaluationSampler, TrainingSampler, run_seed
 from sfda.data.splits import Split
 from sfda.data.transforms import RandomViews
@@ -33,8 +35,8 @@ class DomainAdaptationDataModule(L.LightningDataModule):
     of validation images, a method that reads no labels is validated on the training images instead, without labels and
     with a warning.
 
-    A training batch is ``{"target": {...}, "source": {...}}`` with the domains that are read; see
-    `sfda.data.datasets.collate` for the content of each.
+    A training batch is a `sfda.data.datasets.Batch`, ``{"target": {...}, "source": {...}}`` with the domains that are
+    read; a validation batch is the `DomainBatch` of one domain.
 
     Args:
         target: The domain to adapt to.
@@ -70,6 +72,9 @@ class DomainAdaptationDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.domains: dict[DomainName, Domain | None] = {"source": source, "target": target}
+        for domain in (source, target):
+            if domain is not None:
+                layout_of(domain)  # a mistyped name is refused now, not when the domain is first read
         self.classes: ClassSet = load_class_set(classes)
         self.score_classes: ClassSet = load_class_set(score_classes) if score_classes else self.classes
         self.score_groups: Lookup | None = score_groups(self.classes, self.score_classes)
@@ -221,7 +226,7 @@ class DomainAdaptationDataModule(L.LightningDataModule):
         batch_size: int | None = None,
         first: int | None = None,
         shuffled: int | None = None,
-    ) -> Iterator[Batch]:
+    ) -> Iterator[DomainBatch]:
         """Images of a domain as the network sees them, outside of the Trainer's own loops.
 
         Without `first` and `shuffled` every image comes exactly once over all ranks, in order.
@@ -237,7 +242,7 @@ class DomainAdaptationDataModule(L.LightningDataModule):
                 them).
 
         Yields:
-            ``name``, ``image`` (B, 3, H, W) RGB in [0, 1] and ``skipped``; see `sfda.data.datasets.collate`.
+            Batches of at least one image, in the format of `to_device_format`.
         """
         samples = (self.training_sets if split == "train" else self.validation_sets)[name]
         world, rank = self._world() if first is None else (1, 0)
@@ -280,8 +285,8 @@ class DomainAdaptationDataModule(L.LightningDataModule):
             for samples in self.validation_sets.values()
         ]
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Bytes to floats, on the device."""
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch | DomainBatch:
+        """Bytes to floats, on the device: of a `Batch` or a `DomainBatch`."""
         if "name" in batch:
             return to_device_format(batch)
         return {domain: to_device_format(part) for domain, part in batch.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import cv2
 import numpy as np
@@ -12,14 +12,39 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sfda.data.errors import BadPair
-from sfda.data.needs import PseudoLabels
+from sfda.data.needs import DomainName, PseudoLabels
 from sfda.data.readers import SegmentationSet
 from sfda.data.transforms import RandomViews, View, resize_image, resize_label
 from sfda.errors import UserError
 
-Batch = dict[str, Any]
 Item = dict[str, Any] | BadPair
 Size = tuple[int, int]
+
+
+class DomainBatch(TypedDict, total=False):
+    """Images of one domain; what was not asked for is not there, and without a good pair there is no tensor at all.
+
+    Attributes:
+        name: Names of the B images.
+        skipped: Messages of pairs that cannot be used.
+        image: (B, 3, H, W) uint8 RGB; float32 in [0, 1] after `to_device_format`.
+        strong: The strong view of the same crops, in the same format.
+        valid: (B, H, W) bool, False where a crop reaches beyond its image.
+        label: (B, H, W) uint8, 255 = ignored; int64 after `to_device_format`. At its own size in evaluation.
+        pseudo_label: The same, of the labels that the method made itself.
+    """
+
+    name: list[str]
+    skipped: list[str]
+    image: Tensor
+    strong: Tensor
+    valid: Tensor
+    label: Tensor
+    pseudo_label: Tensor
+
+
+Batch = dict[DomainName, DomainBatch]
+"""A training batch: one part per domain that the method reads."""
 
 
 def _to_tensor(image: Any) -> Tensor:
@@ -99,20 +124,15 @@ class EvaluationSet(Dataset[Item]):
         return item
 
 
-def collate(items: Sequence[Item]) -> Batch:
+def collate(items: Sequence[Item]) -> DomainBatch:
     """Stack items into a batch; bad pairs are left out and named under ``skipped``.
-
-    Returns:
-        ``name``: list of B names; ``image`` (B, 3, H, W) uint8; where the items have them ``label`` and
-        ``pseudo_label`` (B, H, W) uint8, ``valid`` (B, H, W) bool and ``strong`` (B, 3, H, W) uint8; ``skipped``: list
-        of messages. A batch of bad pairs alone has no ``image``.
 
     Raises:
         UserError: images of different sizes meet in one batch.
     """
     faults = [str(item) for item in items if isinstance(item, BadPair)]
     good = [item for item in items if not isinstance(item, BadPair)]
-    batch: Batch = {"name": [item["name"] for item in good], "skipped": faults}
+    batch: dict[str, Any] = {"name": [item["name"] for item in good], "skipped": faults}
     for key in good[0] if good else ():
         if key == "name":
             continue
@@ -125,7 +145,7 @@ def collate(items: Sequence[Item]) -> Batch:
                 "--data.init_args.val_batch_size 1, and training on random views --data.init_args.crop '[H, W]'"
             )
         batch[key] = torch.stack(tensors)
-    return batch
+    return cast(DomainBatch, batch)
 
 
 def has_images(batch: Batch) -> bool:
@@ -133,13 +153,13 @@ def has_images(batch: Batch) -> bool:
     return all(part["name"] for part in batch.values())
 
 
-def to_device_format(batch: Batch) -> Batch:
+def to_device_format(batch: DomainBatch) -> DomainBatch:
     """Images to float RGB in [0, 1], labels to int64; after the transfer, so that bytes travel."""
-    converted = dict(batch)
+    converted: dict[str, Any] = dict(batch)
     for key in ("image", "strong"):
-        if key in batch:
-            converted[key] = batch[key].float() / 255
+        if key in converted:
+            converted[key] = converted[key].float() / 255
     for key in ("label", "pseudo_label"):
-        if key in batch:
-            converted[key] = batch[key].long()
-    return converted
+        if key in converted:
+            converted[key] = converted[key].long()
+    return cast(DomainBatch, converted)

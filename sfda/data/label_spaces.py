@@ -7,7 +7,7 @@ Three sets are known by name: ``cityscapes19``, ``synthia16`` and ``synthia13``;
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -95,6 +95,12 @@ def _without(parent: ClassSet, name: str, *left_out: str) -> ClassSet:
         ids={label_id: kept.index(train_id) for label_id, train_id in parent.ids.items() if train_id in kept},
         ignore=parent.ignore | {label_id for label_id, train_id in parent.ids.items() if train_id not in kept},
     )
+
+
+def in_train_ids(classes: ClassSet) -> ClassSet:
+    """A class set of Cityscapes label ids as it stands in label files of train ids, in the order of `CITYSCAPES19`."""
+    ids = {train: classes.ids[label] for label, train in CITYSCAPES_IDS.items() if label in classes.ids}
+    return replace(classes, ids=ids, ignore=frozenset(range(len(CITYSCAPES19))) - frozenset(ids) | {IGNORE})
 
 
 SYNTHIA16 = _without(CITYSCAPES19, "synthia16", "terrain", "truck", "train")

@@ -1,30 +1,20 @@
-"""Where the images and labels of a data set lie: GTA5, SYNTHIA-RAND-CITYSCAPES, Cityscapes, and plain folders.
-
-Only names are looked at here, no file is opened but the lists of names. Where labels are not asked for, nothing under
-the label folder is listed or even looked for: a source-free run works with that folder gone.
-"""
+"""How the files of data sets lie on disk, one table row per published data set. Imports no torch."""
 
 from __future__ import annotations
 
+import difflib
+import importlib
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal, NoReturn, get_args
+from typing import Literal
 
-from sfda.data.errors import DuplicateName, EmptyFolder, MissingLabels, MissingRoot
 from sfda.data.formats import MAX_PIXELS
-from sfda.data.paths import IMAGE_TYPES, describe_left_out, expand_path, files_below
-from sfda.data.splits import Report, Split, names_in_split
+from sfda.data.label_spaces import CITYSCAPES19, SYNTHIA_IDS, ClassSet, in_train_ids
+from sfda.data.paths import IMAGE_TYPES, expand_path
 from sfda.errors import UserError
 
 LabelValues = Literal["label_ids", "train_ids"]
-
-_TRAIN_IDS = "_gtFine_labelTrainIds"
-# Cityscapes in fog and rain: folders that stand in the place of `leftImg8bit`, and what their files' names have in
-# common. One frame is there several times, `<frame>_leftImg8bit_foggy_beta_0.02` being one of them.
-_WEATHER_FOLDERS = ("leftImg8bit_foggy", "leftImg8bit_foggyDBF", "leftImg8bit_rain")
-_WEATHER_NAME = re.compile("_leftImg8bit_(?:foggy|rain)_")
 
 
 @dataclass(frozen=True)
@@ -32,16 +22,17 @@ class Domain:
     """One domain, source or target, as a user describes it.
 
     Attributes:
-        layout: How the files lie: `gta5`, `synthia`, `cityscapes` as published, or `folder` for anything else. Foggy
-            and Rainy Cityscapes are `cityscapes`: `leftImg8bit_foggy` or `leftImg8bit_rain` is read where there is no
+        layout: How the files lie: `gta5`, `synthia`, `cityscapes`, `acdc` or `bdd100k` as published, `folder` for
+            anything else, or a `Layout` of your own as a dotted path (`package.module.name`). Foggy and Rainy
+            Cityscapes are `cityscapes`: `leftImg8bit_foggy` or `leftImg8bit_rain` is read where there is no
             `leftImg8bit`; the versions of a frame are images of their own that share its label.
         root: Folder of the data set.
         classes: Class set of the label files, a name or a YAML file (`folder` only, and only where labels are read).
             The named sets have Cityscapes label ids (7 is road) in their files, unless `label_values` says otherwise.
         label_values: What the label files hold: the data set's `label_ids`, or `train_ids`, the order of `cityscapes19`
-            (0 is road, 255 ignored). For `gta5`, `cityscapes` (which then reads `*_labelTrainIds.png` where there are
-            any) and a `folder` with a named class set; the `ids` of a YAML file say it themselves.
-        train_list: Text file of the names to train on, one a line (`gta5`, `synthia`). Default: `train.txt` in the
+            (0 is road, 255 ignored). For `gta5`, `cityscapes` and `acdc` (the last two then read `*_labelTrainIds.png`
+            where there are any) and a `folder` with a named class set; the `ids` of a YAML file say it themselves.
+        train_list: Text file of the names to train on, one per line (`gta5`, `synthia`). Default: `train.txt` in the
             root; without any list, a fixed tenth of the images, chosen by a hash of the name, is `val`.
         val_list: The same for validation; default `val.txt` in the root.
         train_images: Folder of the training images, relative to the root (`folder` only, like the next three).
@@ -51,7 +42,7 @@ class Domain:
         max_pixels: Pixels that an image or a label may declare, at most 2**30; a pair with more is named and left out.
     """
 
-    layout: Literal["gta5", "synthia", "cityscapes", "folder"]
+    layout: str
     root: str
     classes: str | None = None
     label_values: LabelValues = "label_ids"
@@ -69,253 +60,133 @@ class Domain:
         return expand_path(self.root)
 
 
-@dataclass(frozen=True)
-class Pair:
-    """One image and where its label is (or ought to be); None where labels are not asked for."""
-
-    name: str
-    image: Path
-    label: Path | None
+OPTIONS = tuple(field.name for field in fields(Domain) if field.name not in ("layout", "root", "max_pixels"))
+"""Options of a `Domain` that not every layout takes."""
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Folder of images or labels, relative to the root; names are the stems without `suffix`.
+class Layout:
+    """Where the images and the labels of a data set lie, and what its label files hold.
 
-    With `by_city` (Cityscapes) files lie in folders of cities, and images may be versions in fog or rain. `fallback` is
-    a suffix that is read where no file has `suffix`.
-    """
+    A pattern is a path relative to the root. In it, ``{split}`` is ``train`` or ``val``; ``{images}`` and ``{labels}``
+    are the folders that the user names (`Domain.train_images` and so on); a part such as ``<city>`` is any folder, the
+    same for an image and its label. The last part is ``*`` and what the names end with, without the type. What ``*``
+    stands for names the pair.
 
-    folder: Path
-    suffix: str = ""
-    fallback: str = ""
-    by_city: bool = False
-    types: tuple[str, ...] = IMAGE_TYPES
-
-    @property
-    def pattern(self) -> str:
-        """What its files are named like, without the type."""
-        return f"{'<city>/' if self.by_city else ''}*{self.suffix}"
-
-    def files(self, root: Path) -> Iterator[Path]:
-        """All files in the folder (in the cities and beside them, `by_city`), whatever they are."""
-        return files_below(root / self.folder, levels=int(self.by_city))
-
-    def name_of(self, path: Path, root: Path) -> str | None:
-        """The name of the pair that one of `files` belongs to; None where its place, its type or its name is wrong."""
-        if path.suffix.lower() not in self.types or (self.by_city and path.parent == root / self.folder):
-            return None
-        if path.stem.endswith(self.suffix):
-            return path.stem.removesuffix(self.suffix)
-        return path.stem if self.by_city and _WEATHER_NAME.search(path.stem) else None
-
-
-def _places(domain: Domain, split: Split) -> tuple[_Place, _Place]:
-    labels_only = (".png",)
-    if domain.layout == "gta5":
-        return _Place(Path("images")), _Place(Path("labels"), types=labels_only)
-    if domain.layout == "synthia":
-        return _Place(Path("RGB")), _Place(Path("GT/LABELS"), types=labels_only)
-    if domain.layout == "cityscapes":
-        suffix, fallback = "_gtFine_labelIds", ""
-        if domain.label_values == "train_ids":
-            suffix, fallback = _TRAIN_IDS, suffix
-        return (
-            _Place(Path(_cityscapes_images(domain), split), "_leftImg8bit", by_city=True),
-            _Place(Path("gtFine", split), suffix, fallback, by_city=True, types=labels_only),
-        )
-    images, labels = {
-        "train": (domain.train_images, domain.train_labels),
-        "val": (domain.val_images, domain.val_labels),
-    }[split]
-    return _Place(expand_path(images)), _Place(expand_path(labels), types=labels_only)
-
-
-def image_folder(domain: Domain, split: Split) -> Path:
-    """Where the images of a split have their place."""
-    return domain.folder / _places(domain, split)[0].folder
-
-
-def lacks_validation(domain: Domain) -> bool:
-    """Whether there is a folder of training images and none of validation images, and the user has named none."""
-    train, val = image_folder(domain, "train"), image_folder(domain, "val")
-    return train.is_dir() and not val.exists() and domain.val_images == Domain.val_images
-
-
-def _cityscapes_images(domain: Domain) -> str:
-    root = domain.folder
-    weather = [name for name in _WEATHER_FOLDERS if (root / name).is_dir()]
-    if not weather or (root / "leftImg8bit").is_dir():
-        return "leftImg8bit"
-    if len(weather) > 1:
-        raise UserError(f"{root}: holds {' and '.join(weather)}; give each a root of its own, with a link to gtFine")
-    return weather[0]
-
-
-def label_folder(domain: Domain, split: Split) -> Path:
-    """Where the labels of a split have their place."""
-    return domain.folder / _places(domain, split)[1].folder
-
-
-def describe_other_files(domain: Domain, split: Split) -> str:
-    """One line about the files in the image folder of a split that are not taken for images; "" without any."""
-    images = _places(domain, split)[0]
-    if not image_folder(domain, split).is_dir():
-        return ""
-    others = [path for path in images.files(domain.folder) if images.name_of(path, domain.folder) is None]
-    return describe_left_out(others, images.pattern)
-
-
-def _raise(fault: UserError) -> NoReturn:
-    raise fault
-
-
-def read_pairs(domain: Domain, split: Split, with_labels: bool, report: Report = _raise) -> list[Pair]:
-    """The images of a split in natural order of their names, with the paths of their labels if these are asked for.
-
-    A label that is missing for some images only is left to the reader of that pair.
-
-    Args:
-        domain: The data set.
-        split: Its part.
-        with_labels: Whether labels are asked for.
-        report: Told of faults that leave other pairs usable: no labels at all, names that stand twice, names in a list
-            without an image. Default: they are raised like the rest.
+    Attributes:
+        images: Pattern of the images.
+        labels: Pattern of the labels, which are PNG files.
+        classes: Class set of the label files; None: the user's `Domain.classes`.
+        options: Options of `Domain` that mean something here. With `train_list`, lists of names or else a hash split
+            the images; `label_values` is for class sets in Cityscapes label ids.
+        train_ids: What the names of label files with train ids end with; with ``label_values: train_ids`` they are read
+            where there are any.
+        red_channel: Whether label files have several channels, of which the first in RGB order counts.
+        instead: Folders one of which is read in the place of the first part of `images` where that is not there.
+        version: What the names of several versions of one image have in common: a regular expression; what stands
+            before it names the label.
 
     Raises:
-        MissingRoot: the root or its image folder does not exist.
-        EmptyFolder: no image in the folder or in the split.
-        MissingLabels: labels are asked for and none is there.
-        DuplicateName: two images, labels or lines of a list have one name.
-        BadList: a list of names is missing, empty or names images that do not exist.
-        UserError: an option that the layout does not have.
+        UserError: a pattern or an option is not as said here.
     """
-    _check_options(domain)
-    root = domain.folder
-    images, labels = _places(domain, split)
-    if split == "val" and domain.val_images != Domain.val_images and image_folder(domain, "train").is_dir():
-        hint = "; without such a folder leave `val_images` out: adapting a target without labels needs none"
-    else:
-        hint = ""
-    found = _find_images(root, images, labels, report, hint)
-    if domain.layout in ("gta5", "synthia"):
-        lists: dict[Split, str | None] = {"train": domain.train_list, "val": domain.val_list}
-        found = {name: found[name] for name in names_in_split(root, split, lists, set(found), report)}
-    if not found:
-        raise EmptyFolder(f"{root}: the split `{split}` is empty; name its images in {root / f'{split}.txt'}")
-    label_paths = _find_labels(root, images, labels, found, report) if with_labels else {}
-    return [Pair(name, found[name], label_paths.get(name)) for name in sorted(found, key=_natural)]
+
+    images: str
+    labels: str
+    classes: ClassSet | None
+    options: tuple[str, ...] = ()
+    train_ids: str = ""
+    red_channel: bool = False
+    instead: tuple[str, ...] = ()
+    version: str = ""
+
+    def __post_init__(self) -> None:
+        for pattern in (self.images, self.labels):
+            name = pattern.rpartition("/")[2]
+            if not name.startswith("*") or name.lower().endswith(IMAGE_TYPES):
+                raise UserError(f"layout: {pattern!r} must end like images/*_rgb: with `*` and without a type")
+            if set(re.findall("{.*?}", pattern)) - {"{split}", "{images}", "{labels}"}:
+                raise UserError(f"layout: {pattern!r}: in braces stand only {{split}}, {{images}} and {{labels}}")
+        if alone := set(re.findall("<.*?>", self.labels)) - set(re.findall("<.*?>", self.images)):
+            raise UserError(f"layout: {self.labels!r}: {min(alone)} is not in the pattern of the images")
+        if unknown := set(self.options) - set(OPTIONS):
+            raise UserError(f"layout: unknown options {sorted(unknown)}; known are {', '.join(OPTIONS)}")
 
 
-def _check_options(domain: Domain) -> None:
-    options_of = {
-        "gta5": ("train_list", "val_list", "label_values"),
-        "synthia": ("train_list", "val_list"),
-        "cityscapes": ("label_values",),
-        "folder": ("classes", "label_values", "train_images", "train_labels", "val_images", "val_labels"),
-    }
-    if domain.layout not in options_of:
-        raise UserError(f"layout {domain.layout!r}: known layouts are {', '.join(options_of)}")
-    if not 1 <= domain.max_pixels <= 2**30:  # OpenCV's own limit
-        raise UserError(f"`max_pixels`: from 1 to 2**30 = {2**30}, not {domain.max_pixels}")
-    if domain.label_values not in get_args(LabelValues):
-        raise UserError(f"`label_values`: {' or '.join(get_args(LabelValues))}, not {domain.label_values!r}")
-    defaults = Domain(domain.layout, domain.root)
-    for option in sorted(set().union(*options_of.values()) - set(options_of[domain.layout])):
-        if getattr(domain, option) != getattr(defaults, option):
-            raise UserError(f"`{option}` means nothing for the layout `{domain.layout}`: leave it out")
+_LISTS = ("train_list", "val_list")
+
+LAYOUTS = {
+    "gta5": Layout(
+        images="images/*",
+        labels="labels/*",
+        # The licence plate is 34 in the list of GTA5, and -1 in that of Cityscapes, whose 8-bit files have it as 255.
+        classes=replace(CITYSCAPES19, name="gta5", ignore=CITYSCAPES19.ignore | {34}),
+        options=(*_LISTS, "label_values"),
+    ),
+    "synthia": Layout(
+        images="RGB/*",
+        labels="GT/LABELS/*",
+        classes=replace(
+            CITYSCAPES19, name="synthia", ids=SYNTHIA_IDS, ignore=frozenset(range(23)) - frozenset(SYNTHIA_IDS)
+        ),
+        options=_LISTS,
+        red_channel=True,
+    ),
+    "cityscapes": Layout(
+        images="leftImg8bit/{split}/<city>/*_leftImg8bit",
+        labels="gtFine/{split}/<city>/*_gtFine_labelIds",
+        classes=CITYSCAPES19,
+        options=("label_values",),
+        train_ids="_gtFine_labelTrainIds",
+        # Fog and rain: one frame is there several times, `<frame>_leftImg8bit_foggy_beta_0.02` being one of them.
+        instead=("leftImg8bit_foggy", "leftImg8bit_foggyDBF", "leftImg8bit_rain"),
+        version="_leftImg8bit_(?:foggy|rain)_",
+    ),
+    "folder": Layout(
+        images="{images}/*",
+        labels="{labels}/*",
+        classes=None,
+        options=("classes", "label_values", "train_images", "train_labels", "val_images", "val_labels"),
+    ),
+    "acdc": Layout(
+        images="rgb_anon/<condition>/{split}/<sequence>/*_rgb_anon",
+        labels="gt/<condition>/{split}/<sequence>/*_gt_labelIds",
+        classes=CITYSCAPES19,
+        options=("label_values",),
+        train_ids="_gt_labelTrainIds",
+    ),
+    "bdd100k": Layout(
+        images="images/10k/{split}/*",
+        labels="labels/sem_seg/masks/{split}/*",
+        classes=in_train_ids(CITYSCAPES19),
+    ),
+}
+"""The known layouts. Another data set is another row."""
 
 
-def _natural(name: str) -> tuple[list[tuple[bool, int, str]], str]:
-    """Sort key under which 2 comes before 10, and 10 before a; the name itself decides between 1 and 01."""
-    return [(not digits, int(digits or 0), text) for digits, text in re.findall(r"([0-9]+)|([^0-9]+)", name)], name
+def layout_of(domain: Domain) -> Layout:
+    """The layout that a domain names; that of a third party is imported.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    name = domain.layout
+    if name in LAYOUTS:
+        return LAYOUTS[name]
+    if "." in name:
+        return _import_layout(name)
+    close = difflib.get_close_matches(name, LAYOUTS, n=1)
+    guess = f"; did you mean {close[0]}?" if close else ""
+    raise UserError(
+        f"layout {name!r}: known layouts are {', '.join(LAYOUTS)}, and `package.module.name` of your own{guess}"
+    )
 
 
-def _files_by_name(root: Path, place: _Place, report: Report) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for path in place.files(root):
-        name = place.name_of(path, root)
-        if name is None:
-            continue
-        if name in found:
-            report(DuplicateName(f"{found[name]} and {path} have one name, {name!r}: keep one of them"))
-        found[name] = path
+def _import_layout(path: str) -> Layout:
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:  # the last two: a path such as `.a` or `..a`
+        raise UserError(f"layout {path!r} cannot be imported ({error}): give `package.module.name`") from error
+    if not isinstance(found, Layout):
+        raise UserError(f"layout {path!r} is no sfda.data.layouts.Layout, but a {type(found).__name__}")
     return found
-
-
-def _frame(name: str, images: _Place) -> str:
-    """The name that the label of an image has."""
-    return _WEATHER_NAME.split(name)[0] if images.by_city else name
-
-
-def _find_images(root: Path, images: _Place, labels: _Place, report: Report, hint: str) -> dict[str, Path]:
-    folder = root / images.folder
-    if not root.is_dir():
-        raise MissingRoot(
-            f"{root}: no such folder; set `root` to where the data set lies. "
-            "(`sfda data streets --out DIR` writes the embedded town, which needs no download.)"
-        )
-    if not folder.is_dir():
-        raise MissingRoot(
-            f"{folder}: no such folder, and images are expected there{hint or _likely_root(root, images, labels)}"
-        )
-    if found := _files_by_name(root, images, report):
-        return found
-    message = f"{folder}: no image {images.pattern} ({', '.join(images.types)}) in it"
-    if not images.by_city and (deeper := next(_other_folders(folder, root / labels.folder), None)):
-        message += f"; are they in {deeper}? Their place is {folder} itself"
-    if images.by_city and (
-        other := next((path for path in files_below(folder) if path.suffix.lower() in images.types), None)
-    ):
-        message += (
-            f"; {other} is there: give such files names and folders as Cityscapes has them, or set `layout: folder`, "
-            "which reads any names from one folder of images"
-        )
-    raise EmptyFolder(message)
-
-
-def _likely_root(root: Path, images: _Place, labels: _Place) -> str:
-    top = images.folder.parts[0]
-    if root.name == top or (images.by_city and root.name in _WEATHER_FOLDERS):
-        return f"; set `root` to its parent {root.parent}"
-    for folder in _other_folders(root, root / labels.folder):
-        if (folder / top).is_dir():
-            return (
-                f"; found {folder / top}: set `root` to {folder}, or move the files of all such folders to {root / top}"
-            )
-    return ""
-
-
-def _other_folders(folder: Path, label_folder: Path) -> Iterator[Path]:
-    """Folders in `folder`, without a glance at the one of the labels."""
-    visible = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    return (path for path in visible if not label_folder.is_relative_to(path) and path.is_dir())
-
-
-def _find_labels(
-    root: Path, images: _Place, labels: _Place, wanted: dict[str, Path], report: Report
-) -> dict[str, Path]:
-    folder = root / labels.folder
-    found = _files_by_name(root, labels, report) if folder.is_dir() else {}
-    if labels.fallback and folder.is_dir() and not found:
-        found = _files_by_name(root, replace(labels, suffix=labels.fallback), report)
-    expected = {
-        name: folder / image.parent.relative_to(root / images.folder) / f"{_frame(name, images)}{labels.suffix}.png"
-        for name, image in wanted.items()
-    }
-    there = {name: found[_frame(name, images)] for name in wanted if _frame(name, images) in found}
-    if not there:
-        example = next(iter(expected.values()))
-        report(
-            MissingLabels(
-                f"{folder}: no label for any of the {len(wanted)} images; labels are PNG files with the images' names, "
-                f"such as {example}{_train_ids_beside(folder, labels)}"
-            )
-        )
-        return {}
-    return expected | there
-
-
-def _train_ids_beside(folder: Path, labels: _Place) -> str:
-    count = len(list(folder.glob(f"*/*{_TRAIN_IDS}.png"))) if labels.by_city else 0
-    return f"; {count} *{_TRAIN_IDS}.png are there: `label_values: train_ids` of the domain reads them" if count else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +14,16 @@ from sfda.data.formats import ORIENTATIONS
 from sfda.data.images import LabelValues, Picture, read_image, read_label_values, read_orientation
 from sfda.data.label_spaces import (
     CITYSCAPES19,
-    CITYSCAPES_IDS,
     IGNORE,
     NAMED,
-    SYNTHIA_IDS,
     ClassSet,
     Lookup,
+    in_train_ids,
     index_map,
     load_class_set,
 )
-from sfda.data.layouts import Domain, read_pairs
+from sfda.data.layouts import Domain, layout_of
+from sfda.data.pairs import read_pairs
 from sfda.data.splits import Split
 from sfda.errors import UserError
 
@@ -42,16 +42,6 @@ __all__ = [
 
 FAULT = 254
 """Entry of a lookup table for values that have no meaning in the data set: a class set has at most 254 classes."""
-
-_SYNTHIA = ClassSet(
-    name="synthia",
-    names=CITYSCAPES19.names,
-    colours=CITYSCAPES19.colours,
-    ids=SYNTHIA_IDS,
-    ignore=frozenset(range(23)) - frozenset(SYNTHIA_IDS),
-)
-# The licence plate is 34 in the list of GTA5, and -1 in that of Cityscapes, whose 8-bit files have it as 255.
-_GTA5 = replace(CITYSCAPES19, name="gta5", ignore=CITYSCAPES19.ignore | {34})
 
 
 @dataclass(frozen=True)
@@ -92,28 +82,24 @@ def class_set_of_files(domain: Domain) -> ClassSet:
     Raises:
         UserError: a `folder` does not say which, its class set cannot be read, or is a YAML file beside `label_values`.
     """
-    official = {"synthia": _SYNTHIA, "gta5": _GTA5, "cityscapes": CITYSCAPES19}
-    if domain.layout != "folder":
-        classes = official[domain.layout]
-    elif domain.classes is None:
-        raise UserError(f"{domain.root}: set `classes` to the class set (a name or a YAML file) of its label files")
-    else:
+    classes = layout_of(domain).classes
+    if classes is None:
+        if domain.classes is None:
+            raise UserError(f"{domain.root}: set `classes` to the class set (a name or a YAML file) of its label files")
         classes = load_class_set(domain.classes)
-    return classes if domain.label_values == "label_ids" else _in_train_ids(classes, domain)
-
-
-def _in_train_ids(classes: ClassSet, domain: Domain) -> ClassSet:
+    if domain.label_values == "label_ids":
+        return classes
     if not _has_cityscapes_ids(domain):
         raise UserError(
             f"{domain.root}: `label_values` is for class sets known by name ({', '.join(NAMED)}); leave it out: "
             f"`ids` of {domain.classes} say what the values in its label files mean"
         )
-    places = {train: classes.ids[label] for label, train in CITYSCAPES_IDS.items() if label in classes.ids}
-    return replace(classes, ids=places, ignore=frozenset(range(len(CITYSCAPES19))) - frozenset(places) | {IGNORE})
+    return in_train_ids(classes)
 
 
 def _has_cityscapes_ids(domain: Domain) -> bool:
-    return domain.layout in ("gta5", "cityscapes") or domain.classes in NAMED
+    layout = layout_of(domain)
+    return "label_values" in layout.options and (layout.classes is not None or domain.classes in NAMED)
 
 
 class SegmentationSet:
@@ -204,7 +190,7 @@ def read_values(path: Path, domain: Domain, image: Path, image_size: tuple[int, 
     Raises:
         UnreadableFile: it cannot be decoded, or has another size than its image.
     """
-    values = read_label_values(path, red_channel=domain.layout == "synthia", max_pixels=domain.max_pixels)
+    values = read_label_values(path, red_channel=layout_of(domain).red_channel, max_pixels=domain.max_pixels)
     if image_size is not None and values.shape != image_size:
         raise UnreadableFile(path, _size_fault(image, image_size, values.shape))
     return values
@@ -226,7 +212,7 @@ def _value_fault(domain: Domain, values: npt.NDArray[np.integer]) -> str:
     shown = ", ".join(map(str, values[:5])) + (", …" if len(values) > 5 else "")
     if domain.label_values == "train_ids":
         return f"values that are no train ids: {shown}; leave out `label_values: train_ids` if they are label ids"
-    if domain.layout == "folder":
+    if domain.classes is not None:
         return f"values without a class: {shown}; add them to `ids` or `ignore` of {domain.classes}"
     return f"values that `{domain.layout}` does not have: {shown}; is this its label file, unconverted?"
 

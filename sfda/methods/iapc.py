@@ -39,7 +39,7 @@ from sfda.pseudo_labels.labelling import label_by_argmax
 from sfda.ranks import ALL_RANKS, sum_over_ranks
 
 if TYPE_CHECKING:
-    from sfda.data.datasets import Batch
+    from sfda.data.datasets import Batch, DomainBatch
     from sfda.pseudo_labels.store import PseudoLabelStore
 
 HEAD_LR = 10.0
@@ -236,12 +236,15 @@ class IAPC(PseudoLabelledMethod):
         return self.memory_prototypes[None], self.memory_prototypes.any(1).expand(len(images), -1)
 
 
-def _pad(target: Batch, multiple: int) -> Batch:
+def _pad(target: DomainBatch, multiple: int) -> DomainBatch:
     """A batch whose sides are multiples, as the network would pad it: features then cover what labels cover."""
     height, width = target["valid"].shape[-2:]
     margin = (0, -width % multiple, 0, -height % multiple)
     if not any(margin):
         return target
-    images = {key: F.pad(target[key], margin, mode="replicate") for key in ("image", "strong")}
-    labels = F.pad(target["pseudo_label"], margin, value=IGNORE)
-    return {**target, **images, "valid": F.pad(target["valid"], margin, value=False), "pseudo_label": labels}
+    padded = target.copy()
+    padded["image"] = F.pad(target["image"], margin, mode="replicate")
+    padded["strong"] = F.pad(target["strong"], margin, mode="replicate")
+    padded["valid"] = F.pad(target["valid"], margin, value=False)
+    padded["pseudo_label"] = F.pad(target["pseudo_label"], margin, value=IGNORE)
+    return padded

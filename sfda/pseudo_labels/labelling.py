@@ -33,9 +33,9 @@ from sfda.pseudo_labels.thresholds import (
 from sfda.ranks import sum_over_ranks
 
 if TYPE_CHECKING:
-    from sfda.data.datasets import Batch
+    from sfda.data.datasets import DomainBatch
 
-Batches = Iterable["Batch"]
+Batches = Iterable["DomainBatch"]
 Predict = Callable[[Tensor], Tensor]
 PredictScaled = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 ADVICE = "check the source checkpoint"
@@ -57,7 +57,7 @@ def label_by_argmax(store: PseudoLabelStore, batches: Batches, predict: Predict)
     """
     counts = torch.zeros(UNLABELLED, dtype=torch.int64)
     for batch in batches:
-        names: list[str] = batch["name"]
+        names = batch["name"]
         if not all(map(store.has, names)):
             for name, label in zip(names, _top_label(predict(batch["image"]), names)[1].cpu(), strict=True):
                 store.write(name, label.numpy())
@@ -172,7 +172,7 @@ def _keep_confidences(
     """Every image's confidences, from its temporary where a whole batch has them, otherwise predicted and kept."""
     checked = False
     for batch in batches:
-        names: list[str] = batch["name"]
+        names = batch["name"]
         if all(map(store.has_temporary, names)):
             for name in names:
                 yield _read_confidence(store, name)
@@ -185,7 +185,7 @@ def _keep_confidences(
             yield image
 
 
-def _predict_confidences(predict: PredictScaled, batch: Batch, num_classes: int) -> Iterator[ImageConfidence]:
+def _predict_confidences(predict: PredictScaled, batch: DomainBatch, num_classes: int) -> Iterator[ImageConfidence]:
     probabilities, scale = predict(batch["image"])
     confidence, predicted = _top_label(probabilities, batch["name"])
     scaled = confidence if scale is None else confidence * scale.view(-1, 1, 1)

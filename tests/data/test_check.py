@@ -17,7 +17,7 @@ from rich.console import Console
 from sfda.cli.data_check import Findings, SplitReport, check_pairs
 from sfda.cli.data_check_tables import print_tables
 from sfda.data.label_spaces import CITYSCAPES19, load_class_set
-from sfda.data.layouts import read_pairs
+from sfda.data.pairs import read_pairs
 from sfda.data.readers import Domain, labels_in
 from tiny_files import (
     CITYSCAPES_LABEL_IDS,

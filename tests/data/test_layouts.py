@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,14 @@ import pytest
 
 from sfda.data.errors import BadList, DuplicateName, EmptyFolder, MissingLabels, MissingRoot
 from sfda.data.images import read_image
-from sfda.data.layouts import Domain, describe_other_files, label_folder, lacks_validation, read_pairs
+from sfda.data.label_spaces import CITYSCAPES19
+from sfda.data.layouts import LAYOUTS, Domain
+from sfda.data.pairs import read_pairs
 from sfda.data.paths import files_below
+from sfda.data.places import describe_other_files, has_label_folder, lacks_validation
+from sfda.data.readers import SegmentationSet
 from sfda.errors import UserError
-from tiny_files import SIZE, save, write_cityscapes, write_folder, write_gta5, write_synthia
+from tiny_files import SIZE, save, write_acdc, write_bdd100k, write_cityscapes, write_folder, write_gta5, write_synthia
 
 BLACK = np.zeros((*SIZE, 3), np.uint8)
 
@@ -126,8 +131,103 @@ def test_options_that_a_layout_does_not_have(domain: Domain) -> None:
 
 
 def test_unknown_layout() -> None:
-    with pytest.raises(UserError, match="known layouts are gta5, synthia, cityscapes, folder"):
-        read_pairs(Domain("mapillary", "x"), "train", False)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="known layouts are gta5, synthia, cityscapes, folder") as told:
+        read_pairs(Domain("mapillary", "x"), "train", False)
+    assert "did you mean" not in str(told.value)
+    with pytest.raises(UserError, match=r"layout 'cityscape': .* did you mean cityscapes\?"):
+        read_pairs(Domain("cityscape", "x"), "train", False)
+
+
+# ---------------------------------------------------------------- rows of the table
+
+
+@pytest.mark.parametrize(("layout", "write"), [("acdc", write_acdc), ("bdd100k", write_bdd100k)])
+def test_published_data_sets_are_read_as_they_are_unpacked(layout: str, write, tmp_path: Path, rng) -> None:
+    truth = write(tmp_path, rng)
+    for split in ("train", "val"):
+        samples = SegmentationSet(Domain(layout, str(tmp_path)), split, True, CITYSCAPES19)
+        read = [samples.read(index) for index in range(len(samples))]
+        assert {sample.name for sample in read} == set(truth[split])
+        for sample in read:
+            np.testing.assert_array_equal(sample.label, truth[split][sample.name])
+
+
+def test_acdc_holds_its_conditions_together_and_its_reference_images_apart(tmp_path: Path, rng) -> None:
+    write_acdc(tmp_path, rng)
+    domain = Domain("acdc", str(tmp_path))
+    pairs = read_pairs(domain, "train", True)
+    assert [pair.image.parent.relative_to(tmp_path).as_posix() for pair in pairs] == [
+        "rgb_anon/night/train/GOPR0351",
+        "rgb_anon/fog/train/GOPR0475",
+    ]
+    assert describe_other_files(domain, "train") == ""
+    train_ids = read_pairs(dataclasses.replace(domain, label_values="train_ids"), "train", True)
+    assert {pair.label.name.split("_gt_")[1] for pair in train_ids} == {"labelTrainIds.png"}
+    missing = tmp_path / "gt/fog/train/GOPR0475/GOPR0475_frame_000041_gt_labelIds.png"
+    missing.unlink()
+    assert read_pairs(domain, "train", True)[1].label == missing, "named where it ought to be"
+    shutil.rmtree(tmp_path / "gt")
+    assert not has_label_folder(domain, "train")
+    with pytest.raises(MissingLabels, match=r"gt/<condition>/train: no label .* such as .*/gt/fog/train/GOPR0475/"):
+        read_pairs(domain, "train", True)
+    assert not lacks_validation(domain)
+    shutil.rmtree(tmp_path / "rgb_anon/fog/val")
+    assert lacks_validation(domain)
+    shutil.rmtree(tmp_path / "rgb_anon")
+    with pytest.raises(MissingRoot, match="rgb_anon/<condition>/train: no such folder"):
+        read_pairs(domain, "train", False)
+
+
+def test_a_layout_of_somebody_else_is_named_by_its_dotted_path(tmp_path: Path, monkeypatch, rng) -> None:
+    (tmp_path / "their_layouts.py").write_text(
+        "from sfda.data.label_spaces import ClassSet\n"
+        "from sfda.data.layouts import Layout\n"
+        "classes = ClassSet('two', ('road', 'sky'), ((1, 2, 3), (4, 5, 6)), {3: 0, 4: 1}, frozenset({0}))\n"
+        "lists = ('train_list', 'val_list')\n"
+        "theirs = Layout('seq/<drive>/{split}/*_left', 'truth/{split}/<drive>/*_ids', classes, lists)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    save(BLACK, tmp_path / "d/seq/a/train/1_left.jpg")
+    save(BLACK, tmp_path / "d/seq/b/train/2_left.png")
+    save(np.full(SIZE, 4, np.uint8), tmp_path / "d/truth/train/b/2_ids.png")
+    (tmp_path / "d/train.txt").write_text("2")
+    domain = Domain("their_layouts.theirs", str(tmp_path / "d"))
+    samples = SegmentationSet(domain, "train", True, CITYSCAPES19)
+    assert [pair.name for pair in samples.pairs] == ["2"], "split by the list"
+    assert (samples.read(0).label == CITYSCAPES19.names.index("sky")).all()
+    (tmp_path / "d/train.txt").write_text("1\n2")
+    assert read_pairs(domain, "train", True)[0].label == tmp_path / "d/truth/train/a/1_ids.png"
+    with pytest.raises(UserError, match=r"`label_values` means nothing for the layout `their_layouts\.theirs`"):
+        read_pairs(dataclasses.replace(domain, label_values="train_ids"), "train", False)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nobody_has_this.layout", "cannot be imported .*: give `package.module.name`"),
+        ("sfda.data.layouts.nothing", "cannot be imported"),
+        ("..a", "cannot be imported"),
+        ("sfda.data.layouts.Domain", "is no sfda.data.layouts.Layout, but a type"),
+    ],
+)
+def test_a_dotted_path_that_is_no_layout(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=f"layout '{name}' {message}"):
+        read_pairs(Domain(name, "x"), "train", False)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"images": "images"}, "'images' must end like images/"),
+        ({"labels": "labels/*_ids.png"}, "must end like .* without a type"),
+        ({"images": "{city}/*"}, r"'\{city\}/\*': .*only \{split\}, \{images\} and \{labels\}"),
+        ({"labels": "labels/<city>/*"}, "'labels/<city>/\\*': <city> is not in the pattern of the images"),
+        ({"options": ("lists",)}, r"unknown options \['lists'\]; known are classes, label_values, train_list"),
+    ],
+)
+def test_a_row_with_a_mistake_is_refused_where_it_is_written(row: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(LAYOUTS["bdd100k"], **row)
 
 
 # ---------------------------------------------------------------- fog and rain
@@ -185,7 +285,7 @@ def test_names_in_fog_mean_nothing_to_other_layouts(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- folders at fault
 
 
-@pytest.mark.parametrize("layout", ["gta5", "synthia", "cityscapes", "folder"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_missing_root_names_the_way_out(layout: str, tmp_path: Path) -> None:
     with pytest.raises(MissingRoot, match=r"gone: no such folder; set `root`.*sfda data streets --out DIR"):
         read_pairs(Domain(layout, str(tmp_path / "gone")), "train", False)
@@ -262,7 +362,8 @@ def test_a_tilde_is_the_home_folder_wherever_a_domain_names_a_path(home: Path, r
     write_folder(home / "f", 1, rng)
     mixed = Domain("folder", "~/g", val_images="~/f/val/images", val_labels="~/f/val/labels")
     assert [pair.name for pair in read_pairs(mixed, "val", True)] == ["val_0"]
-    assert label_folder(mixed, "val") == home / "f/val/labels"
+    assert has_label_folder(mixed, "val")
+    assert not has_label_folder(mixed, "train")
     with pytest.raises(UserError, match="~nobody-at-all/g: there is no such home folder"):
         read_pairs(Domain("gta5", "~nobody-at-all/g"), "train", False)
 

@@ -26,7 +26,7 @@ from sfda.data.errors import (
 from sfda.data.formats import ORIENTATIONS
 from sfda.data.images import read_label_values
 from sfda.data.label_spaces import CITYSCAPES19, SYNTHIA13, SYNTHIA16, ClassSet, load_class_set
-from sfda.data.layouts import read_pairs
+from sfda.data.pairs import read_pairs
 from sfda.data.readers import FAULT, Domain, SegmentationSet, count_values, labels_in, train_ids_suspected
 from sfda.errors import UserError
 from tiny_files import (

@@ -76,6 +76,35 @@ def write_cityscapes(root: Path, n_train: int, n_val: int, rng: np.random.Genera
     return truth
 
 
+def write_acdc(root: Path, rng: np.random.Generator) -> dict[str, dict[str, np.ndarray]]:
+    """`rgb_anon/<condition>/<split>/<sequence>/…_rgb_anon.png`, `gt/…_gt_labelIds.png`; the maps by split and name."""
+    truth: dict[str, dict[str, np.ndarray]] = {"train": {}, "val": {}}
+    for place, name in (
+        ("fog/train/GOPR0475", "GOPR0475_frame_000041"),
+        ("night/train/GOPR0351", "GOPR0351_frame_000159"),
+        ("fog/val/GOPR0476", "GOPR0476_frame_000854"),
+    ):
+        values, label = _cityscapes_label(rng)
+        truth[place.split("/")[1]][name] = label
+        save(_picture(rng), root / "rgb_anon" / place / f"{name}_rgb_anon.png")
+        save(values, root / "gt" / place / f"{name}_gt_labelIds.png")
+        save(label, root / "gt" / place / f"{name}_gt_labelTrainIds.png")
+    # The same street in good weather, which is no part of the split.
+    save(_picture(rng), root / "rgb_anon/fog/train_ref/GOPR0475/GOPR0475_frame_000041_rgb_ref_anon.png")
+    return truth
+
+
+def write_bdd100k(root: Path, rng: np.random.Generator) -> dict[str, dict[str, np.ndarray]]:
+    """`images/10k/<split>/….jpg`, `labels/sem_seg/masks/<split>/….png` (train ids); the maps by split and name."""
+    truth: dict[str, dict[str, np.ndarray]] = {"train": {}, "val": {}}
+    for split, name in (("train", "0004a4c0-d4dff0ad"), ("train", "00054602-3bf57337"), ("val", "7d128593-0ccfea4c")):
+        truth[split][name] = _cityscapes_label(rng)[1]
+        save(_picture(rng), root / "images/10k" / split / f"{name}.jpg")
+        save(truth[split][name], root / "labels/sem_seg/masks" / split / f"{name}.png")
+    save(_picture(rng), root / "images/10k/test/ff55861e-a06b953c.jpg")
+    return truth
+
+
 def write_folder(root: Path, n: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """`{train,val}/{images,labels}`: n of each, of mixed sizes, every second image a JPEG; `classes.yaml`."""
     truth = {}

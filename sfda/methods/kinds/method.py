@@ -30,7 +30,7 @@ from sfda.runs.checkpoints import load_source_network
 
 if TYPE_CHECKING:
     from sfda.data.datamodule import DomainAdaptationDataModule
-    from sfda.data.datasets import Batch
+    from sfda.data.datasets import DomainBatch
     from sfda.pseudo_labels.store import PseudoLabelStore
 
 Views = Literal["single", "multi_scale"]
@@ -242,7 +242,7 @@ class Method(L.LightningModule, ABC):
             return probabilities
         return group_probabilities(probabilities, torch.from_numpy(groups).long(), len(self.datamodule.score_classes))
 
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor | None:
+    def validation_step(self, batch: DomainBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor | None:
         """Score a batch; the probabilities go to whoever draws them. None for a batch of bad pairs alone.
 
         Raises:

@@ -19,7 +19,7 @@ from sfda.ranks import gather_over_ranks
 from sfda.runs.checkpoints import read_checkpoint
 
 if TYPE_CHECKING:
-    from sfda.data.datasets import Batch
+    from sfda.data.datasets import DomainBatch
 
 REPORT_BINS = 10
 """Bins of the true ECE that estimates are compared with."""
@@ -73,7 +73,7 @@ class ValueNetMethod(TrainedMethod):
         )
         self._names = {name: [] for name, _ in sets}
 
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor | None:
+    def validation_step(self, batch: DomainBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor | None:
         """Score a batch, and the estimates of its errors."""
         self._scored_images = batch.get("image")
         probabilities = super().validation_step(batch, batch_idx, dataloader_idx)
