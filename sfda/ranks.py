@@ -1,4 +1,4 @@
-"""What the processes of a run know together.
+"""The processes (ranks) of a run, and what they know together.
 
 DDP averages the gradients of the processes, so that a loss is the same on any number of them if its constants
 (divisors, maxima, mean predictions) are those of all of them: with `ALL_RANKS` they are. The losses on labels that a
@@ -9,32 +9,69 @@ padding alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
+
+Reduce = Callable[[Tensor], Tensor]
+
+
+def rank_and_world_size() -> tuple[int, int]:
+    """Number of this process and number of processes; (0, 1) outside of a process group."""
+    return (dist.get_rank(), dist.get_world_size()) if _initialised() else (0, 1)
+
+
+def barrier() -> None:
+    """Wait for all processes, where there are several."""
+    if rank_and_world_size()[1] > 1:
+        dist.barrier()
+
+
+# ---------------------------------------------------------------------- reductions: all processes call them together
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
     """The sum over all processes, on each of them the same; one process gets a copy of its own."""
-    total = values.clone()
-    if _initialised():
-        dist.all_reduce(total)
-    return total
+    return _reduced(values, dist.ReduceOp.SUM)
+
+
+def sum_on_cpu_over_ranks(values: Tensor) -> Tensor:
+    """The sum over all processes of values on the CPU, back on the CPU; NCCL alone has to have them on the GPU."""
+    on_gpu = _initialised() and "nccl" in dist.get_backend()
+    return sum_over_ranks(values.to("cuda" if on_gpu else "cpu")).cpu()
 
 
 def mean_over_ranks(values: Tensor) -> Tensor:
     """The mean over all processes of floating-point values, without a gradient; one process gets its own."""
-    return sum_over_ranks(values.detach()) / dist.get_world_size() if _initialised() else values.detach()
+    return sum_over_ranks(values.detach()) / rank_and_world_size()[1] if _initialised() else values.detach()
+
+
+def mean_of_all_ranks(values: Tensor) -> float:
+    """The mean of the values (N,) of all processes, of which each may have another number; NaN where none has any."""
+    total, count = sum_over_ranks(torch.stack([values.sum(), values.new_tensor(len(values))])).tolist()
+    return float(total / count) if count else math.nan
 
 
 def largest_over_ranks(values: Tensor) -> Tensor:
     """The largest of all processes, entry by entry, without a gradient; one process gets its own."""
-    largest = values.detach().clone()
-    if _initialised():
-        dist.all_reduce(largest, dist.ReduceOp.MAX)
-    return largest
+    return _reduced(values.detach(), dist.ReduceOp.MAX)
+
+
+def smallest_over_ranks(values: Tensor) -> Tensor:
+    """The smallest of all processes, entry by entry, without a gradient; one process gets its own."""
+    return _reduced(values.detach(), dist.ReduceOp.MIN)
+
+
+def at_once(reduce: Reduce, tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Several tensors of one type, reduced in a single message: at least one, of any shapes."""
+    tensors = list(tensors)
+    flat = reduce(torch.cat([tensor.flatten() for tensor in tensors]))
+    parts = torch.split(flat, [tensor.numel() for tensor in tensors])
+    return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 def gather_over_ranks(values: list[str]) -> list[str]:
@@ -46,11 +83,25 @@ def gather_over_ranks(values: list[str]) -> list[str]:
     return [value for part in parts for value in part]
 
 
+def _reduced(values: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
+    reduced = values.clone()
+    if _initialised():
+        dist.all_reduce(reduced, operation)
+    return reduced
+
+
+def _initialised() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+# ---------------------------------------------------------------------- the constants of a loss
+
+
 class Ranks(NamedTuple):
     """How a loss brings its constants together with those of other processes; these have to call it together."""
 
-    mean: Callable[[Tensor], Tensor]
-    largest: Callable[[Tensor], Tensor]
+    mean: Reduce
+    largest: Reduce
 
 
 ALONE = Ranks(mean=Tensor.detach, largest=Tensor.detach)
@@ -58,7 +109,3 @@ ALONE = Ranks(mean=Tensor.detach, largest=Tensor.detach)
 
 ALL_RANKS = Ranks(mean=mean_over_ranks, largest=largest_over_ranks)
 """All processes of the run."""
-
-
-def _initialised() -> bool:
-    return dist.is_available() and dist.is_initialized()

@@ -1,5 +1,7 @@
 """Losses do not depend on how many processes a batch is spread over."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,17 @@ from sfda.methods.info_max import InfoMax
 from sfda.methods.mean_teacher_source_free import MeanTeacherSourceFree
 from sfda.methods.self_training import SelfTraining
 from sfda.methods.urma import URMA
-from sfda.ranks import ALL_RANKS, ALONE
+from sfda.ranks import (
+    ALL_RANKS,
+    ALONE,
+    at_once,
+    largest_over_ranks,
+    mean_of_all_ranks,
+    mean_over_ranks,
+    smallest_over_ranks,
+    sum_on_cpu_over_ranks,
+    sum_over_ranks,
+)
 from tiny_runs import NETWORK
 
 CLASSES = 5
@@ -132,3 +144,36 @@ def test_the_teacher_is_as_sure_on_two_ranks_as_on_one(method_class, on_two_rank
     assert 0.1 < expected < 0.9
     for got in on_two_ranks(weight):
         torch.testing.assert_close(got, expected.expand_as(got))
+
+
+def test_several_tensors_are_reduced_at_once(on_two_ranks):
+    def mean(rank):
+        return at_once(mean_over_ranks, [torch.full((2, 3), float(rank)), torch.tensor(4.0 * rank)])
+
+    for tensors in on_two_ranks(mean):
+        assert torch.equal(tensors[0], torch.full((2, 3), 0.5))
+        assert tensors[1] == 2
+    assert at_once(mean_over_ranks, [torch.tensor(3.0)]) == [3]
+
+
+def test_reductions_look_at_the_values_of_all_ranks(on_two_ranks):
+    """One rank has one value, the other two: the mean of all is not the mean of the ranks' means."""
+
+    def reduced(rank):
+        values = torch.tensor([1.0]) if rank == 0 else torch.tensor([2.0, 6.0])
+        ends = [reduce(values.sum()) for reduce in (sum_over_ranks, largest_over_ranks, smallest_over_ranks)]
+        return torch.stack([*ends, torch.tensor(mean_of_all_ranks(values)), sum_on_cpu_over_ranks(values[0])])
+
+    for got in on_two_ranks(reduced):
+        assert got.tolist() == [9, 8, 1, 3, 3]
+    assert math.isnan(mean_of_all_ranks(torch.empty(0)))
+
+
+def test_a_reduction_leaves_the_values_of_a_rank_alone(on_two_ranks):
+    def values(rank):
+        mine = torch.tensor([float(rank)])
+        for reduce in (sum_over_ranks, largest_over_ranks, smallest_over_ranks, mean_over_ranks):
+            reduce(mine)
+        return mine
+
+    assert [value.item() for value in on_two_ranks(values)] == [0, 1]

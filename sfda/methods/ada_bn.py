@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import MeanMetric
 
 from sfda.data.needs import Needs
@@ -23,6 +23,7 @@ from sfda.networks.batch_norm import (
     Statistics,
     batch_norm_layers,
     input_layers,
+    keep_lone_values,
     layer_shift,
     mix_statistics,
     read_statistics,
@@ -196,19 +197,6 @@ class AdaBN(OnlineMethod, GatheredMethod):
         report = {"alpha": alpha, "scores": scores, "layers": layers}
         write_json(self.run_folder / "ada_bn.json", report)
         draw_layer_shift(shifts, self.run_folder / "ada_bn_layers.png")
-
-
-def keep_lone_values(network: nn.Module) -> None:
-    """Let BN layers in train mode normalise by their running statistics where a batch has one value a channel.
-
-    One value has no variance, and torch refuses it; branches that pool globally see it in a stream of single images.
-    """
-
-    def leave_train_mode(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        layer.training = layer.training and inputs[0].numel() > inputs[0].shape[1]
-
-    for layer in batch_norm_layers(network).values():
-        layer.register_forward_pre_hook(leave_train_mode, prepend=True)  # before the segmenter refuses the batch
 
 
 def draw_layer_shift(shifts: list[LayerShift], path: Path) -> None:

@@ -19,7 +19,7 @@ from sfda.methods.kinds.taught import Mix, TaughtMethod
 from sfda.metrics.functional import at_least_float32
 from sfda.networks.segmenter import BACKBONE, HEAD_INPUT, Segmenter
 from sfda.networks.temperature_net import TemperatureNet
-from sfda.ranks import ALL_RANKS, mean_over_ranks
+from sfda.ranks import ALL_RANKS, at_once, mean_over_ranks
 
 if TYPE_CHECKING:
     from sfda.data.datasets import Batch
@@ -105,7 +105,7 @@ class DACal(TaughtMethod):
         """One step of ψ along the gradient of `outer_loss`, averaged over ranks; gives the loss before it."""
         psi = {name: value.detach().requires_grad_() for name, value in self.temperature.named_parameters()}
         loss = self.outer_loss(meta, psi)
-        gradients = mean_gradients(torch.autograd.grad(loss, list(psi.values())))
+        gradients = at_once(mean_over_ranks, torch.autograd.grad(loss, list(psi.values())))
         for parameter, gradient in zip(self.temperature.parameters(), gradients, strict=True):
             parameter.grad = gradient
         self.temperature_optimizer.step()
@@ -184,10 +184,3 @@ class Head(nn.Module):
         buffers = {name: buffer.clone() for name, buffer in self.named_buffers()}
         logits: Tensor = functional_call(self, {**parameters, **buffers}, (head_input, size))
         return logits
-
-
-def mean_gradients(gradients: Sequence[Tensor]) -> list[Tensor]:
-    """The mean over all processes of each tensor, the same on each of them."""
-    flat = mean_over_ranks(torch.cat([gradient.flatten() for gradient in gradients]))
-    parts = torch.split(flat, [gradient.numel() for gradient in gradients])
-    return [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)]

@@ -183,14 +183,9 @@ class IAPC(PseudoLabelledMethod):
         """The memory follows."""
         update_average(self.memory.module, self.network, self.memory_momentum)
 
-    def on_validation_start(self) -> None:
-        """Every rank has, and saves, the same memory."""
-        super().on_validation_start()
-        average_running_statistics(self.memory)
-
-    def on_train_epoch_end(self) -> None:
-        """The same for a checkpoint of an epoch without validation."""
-        super().on_train_epoch_end()
+    def make_ranks_equal(self) -> None:
+        """The memory has BN layers too."""
+        super().make_ranks_equal()
         average_running_statistics(self.memory)
 
     def compute_losses(self, batch: Batch) -> dict[str, Tensor]:

@@ -19,12 +19,12 @@ from sfda.methods.kinds.gathered import GatheredMethod
 from sfda.methods.kinds.online import OnlineMethod
 from sfda.networks.label_calibration_head import (
     LabelCalibrationHead,
-    UniformSample,
     fit_temperature,
     present_classes,
     prototype_sums,
     prototypes_from_sums,
 )
+from sfda.pseudo_labels.uniform_sample import UniformSample
 from sfda.ranks import sum_over_ranks
 
 if TYPE_CHECKING:

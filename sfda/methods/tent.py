@@ -10,11 +10,16 @@ from torch import Tensor, nn
 from sfda.data.needs import Needs
 from sfda.errors import UserError
 from sfda.losses.entropy import mean_entropy
-from sfda.methods.ada_bn import keep_lone_values
 from sfda.methods.kinds.online import OnlineMethod
 from sfda.methods.kinds.target_statistics import target_statistics
 from sfda.methods.kinds.trained import TrainedMethod
-from sfda.networks.batch_norm import BatchStatistics, batch_norm_layers, mix_statistics, read_statistics
+from sfda.networks.batch_norm import (
+    BatchStatistics,
+    batch_norm_layers,
+    keep_lone_values,
+    mix_statistics,
+    read_statistics,
+)
 
 if TYPE_CHECKING:
     from sfda.data.datasets import Batch
@@ -85,20 +90,15 @@ class Tent(OnlineMethod, TrainedMethod):
     # ------------------------------------------------------------------ running statistics, in a fit
 
     def on_validation_start(self) -> None:
-        """Predictions need the target's statistics; a stream begins with the source model."""
+        """A stream begins with the source model."""
         super().on_validation_start()
         if self.online:
             self._begin_stream()
-        elif self.trainer.state.fn == "fit":
-            self._estimate_statistics()
 
-    def on_train_epoch_end(self) -> None:
-        """So does a checkpoint of an epoch without validation."""
-        super().on_train_epoch_end()
-        self._estimate_statistics()
-
-    def _estimate_statistics(self) -> None:
-        if self._estimated:
+    def make_ranks_equal(self) -> None:
+        """What is scored or saved in a fit has the target's statistics, estimated once after the last step."""
+        super().make_ranks_equal()
+        if self._estimated or self.trainer.state.fn != "fit":
             return
         self._estimated = True
         estimated = target_statistics(self, self.network, self.network)

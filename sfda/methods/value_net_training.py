@@ -12,7 +12,6 @@ from torch import Tensor
 from sfda.data.needs import Needs
 from sfda.errors import UserError
 from sfda.losses.calibration import image_ece
-from sfda.methods.kinds.trained import TrainedMethod
 from sfda.methods.kinds.value_net import ValueNetMethod, has_labels
 from sfda.metrics.ece_estimate import FirstAndLast
 from sfda.networks.batch_norm import average_running_statistics
@@ -76,16 +75,8 @@ class ValueNetTraining(ValueNetMethod):
         errors = (estimates - truths).square() * labelled
         return {"mse": errors.sum() / labelled.sum().clamp(min=1)}
 
-    # All ranks have the same network, and a mean of equal statistics may be rounded: only the value net's are averaged.
-
-    def on_validation_start(self) -> None:
-        """Every rank scores, and saves, the same BN statistics of the value net."""
-        super(TrainedMethod, self).on_validation_start()
-        average_running_statistics(self.value_net)
-
-    def on_train_epoch_end(self) -> None:
-        """The same for a checkpoint of an epoch without validation."""
-        self.refuse_diverged_weights()
+    def make_ranks_equal(self) -> None:
+        """The value net alone: the frozen network is equal already, and a mean of equal statistics may be rounded."""
         average_running_statistics(self.value_net)
 
     # ------------------------------------------------------------------ whether it learnt anything

@@ -13,11 +13,11 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sfda.networks.segmenter import eval_mode
+from sfda.ranks import at_once, mean_over_ranks, rank_and_world_size, sum_over_ranks
 
 Statistics = dict[str, tuple[Tensor, Tensor]]
 
@@ -74,21 +74,15 @@ def mix_statistics(
 @torch.no_grad()
 def average_running_statistics(module: nn.Module) -> None:
     """Give all ranks the mean of their running means and variances; without it a checkpoint holds those of rank 0."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return
     buffers = [
         buffer
         for layer in batch_norm_layers(module).values()
         for buffer in (layer.running_mean, layer.running_var)
         if buffer is not None
     ]
-    if not buffers:
-        return
-    flat = torch.cat([buffer.flatten() for buffer in buffers])
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    for buffer, mean in zip(buffers, torch.split(flat, [buffer.numel() for buffer in buffers]), strict=True):
-        buffer.copy_(mean.view_as(buffer))
+    if buffers and rank_and_world_size()[1] > 1:
+        for buffer, mean in zip(buffers, at_once(mean_over_ranks, buffers), strict=True):
+            buffer.copy_(mean)
 
 
 def layer_shift(source: Statistics, target: Statistics, eps: float = 1e-5) -> list[LayerShift]:
@@ -128,6 +122,19 @@ def input_layers(network: nn.Module, images: Tensor) -> set[str]:
             hooks.enter_context(layer.register_forward_hook(partial(poison, name)))
         network(images)
     return reached - behind
+
+
+def keep_lone_values(network: nn.Module) -> None:
+    """Let BN layers in train mode normalise by their running statistics where a batch has one value a channel.
+
+    One value has no variance, and torch refuses it; branches that pool globally see it in a stream of single images.
+    """
+
+    def leave_train_mode(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        layer.training = layer.training and inputs[0].numel() > inputs[0].shape[1]
+
+    for layer in batch_norm_layers(network).values():
+        layer.register_forward_pre_hook(leave_train_mode, prepend=True)  # before the segmenter refuses the batch
 
 
 class BatchStatistics:
@@ -181,12 +188,8 @@ class BatchStatistics:
 
     def reduce(self) -> BatchStatistics:
         """Sum over ranks, in place; to be called by all ranks, once, after the last forward pass."""
-        if self._sums and dist.is_available() and dist.is_initialized():
-            flat = torch.cat([sums.flatten() for sums in self._sums.values()])
-            dist.all_reduce(flat)
-            sizes = [sums.numel() for sums in self._sums.values()]
-            for sums, total in zip(self._sums.values(), torch.split(flat, sizes), strict=True):
-                sums.copy_(total.view_as(sums))
+        if self._sums:
+            self._sums = dict(zip(self._sums, at_once(sum_over_ranks, self._sums.values()), strict=True))
         return self
 
     def mean_and_variance(self) -> Statistics:

@@ -9,17 +9,14 @@ calibrated probabilities and their temperature are an addition of this project.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from contextlib import nullcontext
 
-import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from sfda.errors import UserError
 from sfda.metrics.functional import top_label
-from sfda.ranks import sum_over_ranks
+from sfda.ranks import mean_of_all_ranks
 
 TEMPERATURES = (1e-4, 1e4)
 """Smallest and largest temperature that `fit_temperature` looks at."""
@@ -147,80 +144,13 @@ def fit_temperature(sample: Tensor, prototypes: Tensor) -> float:
     sample, prototypes = sample.double(), prototypes.double()
     distances = prototypes.square().sum(1) - 2 * sample @ prototypes.T
     gaps = distances - distances.amin(1, keepdim=True)
-    wanted = _mean_over_ranks(sample.amax(1))
+    wanted = mean_of_all_ranks(sample.amax(1))
     low, high = (math.log(temperature) for temperature in TEMPERATURES)
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
         confidence = 1 / torch.exp(gaps * -math.exp(-middle)).sum(1)
-        if _mean_over_ranks(confidence) > wanted:
+        if mean_of_all_ranks(confidence) > wanted:
             low = middle
         else:
             high = middle
     return math.exp((low + high) / 2)
-
-
-def _mean_over_ranks(values: Tensor) -> float:
-    total, count = sum_over_ranks(torch.stack([values.sum(), values.new_tensor(len(values))])).tolist()
-    return float(total / count)
-
-
-class UniformSample:
-    """A uniform sample, without replacement, of the probability vectors of all pixels of a stream; constant memory.
-
-    Every pixel draws a random number, and those with the smallest numbers stay: at any time all pixels so far are
-    equally likely to be in the sample.
-
-    Args:
-        capacity: Number of vectors that are kept.
-        seed: With the number of batches seen before it makes the seed of a batch.
-    """
-
-    def __init__(self, capacity: int, seed: Sequence[int]) -> None:
-        self.capacity = capacity
-        self.seed = tuple(seed)
-        self._step = 0
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget the sample; the next one draws other numbers."""
-        self.vectors = torch.empty(0)
-        """(n, C), n at most the capacity."""
-        self._keys = torch.empty(0, dtype=torch.float64)
-
-    def add(self, probabilities: Tensor) -> None:
-        """Offer the pixels of a batch, (B, C, H, W)."""
-        pixels = probabilities.flatten(2)
-        images, num_classes, area = pixels.shape
-        keys, kept_before = self._draw(images * area, pixels.device), len(self._keys)
-        if kept_before == 0:
-            self.vectors, self._keys = pixels.new_empty(0, num_classes), keys[:0]
-        keys = torch.cat([self._keys, keys])
-        chosen = keys.topk(min(self.capacity, len(keys)), largest=False, sorted=False).indices
-        old, new = chosen[chosen < kept_before], chosen[chosen >= kept_before]
-        position = new - kept_before
-        self.vectors = torch.cat([self.vectors[old], pixels[position // area, :, position % area]])
-        self._keys = torch.cat([keys[old], keys[new]])
-
-    def of_all_ranks(self, device: torch.device) -> Tensor:
-        """This process's part of a uniform sample of the pixels of all processes; all call it together.
-
-        A process that saw more pixels has the larger part: all keep the numbers up to the smallest bound of any.
-
-        Args:
-            device: Where the processes communicate, and where the result is wanted.
-
-        Returns:
-            (n, C), n at most the capacity; (0,) where no pixel was offered.
-        """
-        keys = self._keys.to(device)
-        bound = keys.amax() if len(keys) == self.capacity else keys.new_ones(())
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(bound, dist.ReduceOp.MIN)
-        return self.vectors.to(device)[keys <= bound]
-
-    def _draw(self, count: int, device: torch.device) -> Tensor:
-        seed = int(np.random.SeedSequence([*self.seed, self._step]).generate_state(1)[0])
-        self._step += 1
-        # Of float32's 2^24 numbers only some hundreds are small enough to stay when billions are drawn.
-        generator = torch.Generator(device).manual_seed(seed)
-        return torch.rand(count, generator=generator, device=device, dtype=torch.float64)

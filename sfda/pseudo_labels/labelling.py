@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from sfda.errors import UserError
 from sfda.metrics.functional import at_least_float32, top_label
 from sfda.networks.finite import refuse_nan
 from sfda.progress import ShowProgress, no_progress
-from sfda.pseudo_labels.store import PseudoLabelStore, barrier, rank_and_world_size
+from sfda.pseudo_labels.store import PseudoLabelStore
 from sfda.pseudo_labels.thresholds import (
     BINS,
     UNLABELLED,
@@ -30,7 +29,7 @@ from sfda.pseudo_labels.thresholds import (
     realised_fraction,
     select_labels,
 )
-from sfda.ranks import sum_over_ranks
+from sfda.ranks import barrier, rank_and_world_size, sum_on_cpu_over_ranks
 
 if TYPE_CHECKING:
     from sfda.data.datasets import DomainBatch
@@ -63,7 +62,7 @@ def label_by_argmax(store: PseudoLabelStore, batches: Batches, predict: Predict)
                 store.write(name, label.numpy())
         for name in names:
             counts += _label_counts(torch.from_numpy(store.read(name)), UNLABELLED)
-    share = _sum_over_ranks(counts).double()
+    share = sum_on_cpu_over_ranks(counts).double()
     share /= share.sum().clamp(min=1)
     store.finish({"class_share": {str(c): share[c].item() for c in share.nonzero().flatten().tolist()}})
 
@@ -163,7 +162,7 @@ def gather_histograms(confidences: Iterable[ImageConfidence], num_classes: int) 
     for image in confidences:
         total[0] += bin_histogram(image.predicted, image.bins, num_classes)
         total[1].view(-1)[image.unscaled[0].long()] += image.unscaled[1]
-    return _sum_over_ranks(total)
+    return sum_on_cpu_over_ranks(total)
 
 
 def _keep_confidences(
@@ -232,7 +231,7 @@ def _write_labels(
             store.remove_temporary(name)
             counts += _label_counts(label, len(counts))
             advance(1)
-    return _sum_over_ranks(counts)
+    return sum_on_cpu_over_ranks(counts)
 
 
 def _own(names: set[str]) -> Sequence[str]:
@@ -249,9 +248,3 @@ def _top_label(probabilities: Tensor, names: Sequence[str]) -> tuple[Tensor, Ten
     confidence, predicted = top_label(at_least_float32(probabilities))
     refuse_nan(confidence.unsqueeze(1), names, ADVICE)
     return confidence, predicted
-
-
-def _sum_over_ranks(values: Tensor) -> Tensor:
-    """The sum over ranks, on the CPU; a rank without images has no batch to tell the device by."""
-    on_gpu = dist.is_available() and dist.is_initialized() and "nccl" in dist.get_backend()
-    return sum_over_ranks(values.to("cuda" if on_gpu else "cpu")).cpu()

@@ -16,13 +16,13 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from sfda.data.errors import UnreadableFile
 from sfda.data.images import read_label_values
 from sfda.errors import UserError
 from sfda.files import write_json, write_whole
+from sfda.ranks import barrier, rank_and_world_size
 
 Label = npt.NDArray[np.uint8]
 Arrays = dict[str, npt.NDArray[Any]]
@@ -220,16 +220,3 @@ def weights_hash(*modules: nn.Module) -> str:
             digest.update(f"{number} {name} {value.dtype} {tuple(value.shape)} ".encode())
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def rank_and_world_size() -> tuple[int, int]:
-    """Number of this process and number of processes; (0, 1) outside of a process group."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
-
-
-def barrier() -> None:
-    """Wait for all processes, where there are several."""
-    if rank_and_world_size()[1] > 1:
-        dist.barrier()

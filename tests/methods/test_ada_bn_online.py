@@ -9,7 +9,8 @@ from torch import nn
 from sfda.data.label_spaces import CITYSCAPES19
 from sfda.data.readers import Domain, SegmentationSet
 from sfda.errors import UserError
-from sfda.methods.ada_bn import AdaBN, keep_lone_values
+from sfda.methods.ada_bn import AdaBN
+from sfda.networks.batch_norm import keep_lone_values
 from tiny_runs import NETWORK, tiny_arguments
 
 

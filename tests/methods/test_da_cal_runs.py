@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from sfda.methods.da_cal import mean_gradients
 from tiny_runs import tiny_arguments
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
@@ -95,13 +94,3 @@ def test_two_ranks_hold_the_same(model, town, source_model, sfda, tmp_path, stat
     one, other = states_of_ranks()
     assert_equal(one, other)
     assert one["temperature.last.weight"].abs().max() > 0
-
-
-def test_gradients_are_averaged_over_ranks(on_two_ranks):
-    def mean(rank):
-        return mean_gradients([torch.full((2, 3), float(rank)), torch.tensor(4.0 * rank)])
-
-    for gradients in on_two_ranks(mean):
-        assert torch.equal(gradients[0], torch.full((2, 3), 0.5))
-        assert gradients[1] == 2
-    assert mean_gradients([torch.tensor(3.0)]) == [3]

@@ -20,7 +20,7 @@ from sfda.methods.kinds.gathered import GatheredMethod
 from sfda.methods.kinds.method import Method
 from sfda.methods.kinds.rebuild import rebuild_method
 from sfda.metrics.functional import SMALLEST_PROBABILITY, at_least_float32, top_label
-from sfda.networks.label_calibration_head import UniformSample
+from sfda.pseudo_labels.uniform_sample import UniformSample
 from sfda.ranks import sum_over_ranks
 from sfda.runs.checkpoints import read_checkpoint
 

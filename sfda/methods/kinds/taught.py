@@ -16,6 +16,7 @@ from sfda.losses.mean import mean_over_pixels
 from sfda.losses.soft_cross_entropy import one_hot, soft_cross_entropy
 from sfda.methods.kinds.trained import TrainedMethod
 from sfda.metrics.functional import at_least_float32, top_label
+from sfda.networks.batch_norm import average_running_statistics
 from sfda.networks.ema import update_average
 from sfda.networks.frozen import Frozen
 from sfda.ranks import ALL_RANKS
@@ -90,10 +91,10 @@ class TaughtMethod(TrainedMethod):
         """The teacher follows."""
         update_average(self.teacher.module, self.network, self.teacher_momentum)
 
-    def on_train_epoch_end(self) -> None:
-        """The teacher's BN statistics are the student's, which have just been averaged over ranks."""
-        super().on_train_epoch_end()
-        update_average(self.teacher.module, self.network, momentum=1)
+    def make_ranks_equal(self) -> None:
+        """The teacher has BN layers too."""
+        super().make_ranks_equal()
+        average_running_statistics(self.teacher)
 
     # ------------------------------------------------------------------ what a step sees
 

@@ -80,6 +80,14 @@ class TrainedMethod(Method):
     def set_modes(self) -> None:
         """Called before every batch, with the networks in train mode: what is frozen goes to eval mode here."""
 
+    def make_ranks_equal(self) -> None:
+        """Average over ranks what each of them moves by itself: called before anything is scored or saved.
+
+        Here the running statistics of the network's BN layers; DDP keeps the parameters equal. A method with more of
+        them than the network's extends it.
+        """
+        average_running_statistics(self.network)
+
     def paused_parameters(self) -> Iterable[nn.Parameter]:
         """Those of `trainable_parameters` that this step leaves alone.
 
@@ -169,16 +177,16 @@ class TrainedMethod(Method):
             )
 
     def on_validation_start(self) -> None:
-        """Every rank scores, and saves, the same BN statistics; what has diverged is not scored."""
+        """Every rank scores the same; what has diverged is not scored."""
         super().on_validation_start()
         if self.trainer.state.fn == "fit":
             self.refuse_diverged_weights()
-        average_running_statistics(self.network)
+        self.make_ranks_equal()
 
     def on_train_epoch_end(self) -> None:
         """The same for a checkpoint of an epoch without validation."""
         self.refuse_diverged_weights()
-        average_running_statistics(self.network)
+        self.make_ranks_equal()
 
     def configure_optimizers(self) -> Any:
         """The optimizer over `trainable_parameters`, with warm-up and polynomial decay."""
