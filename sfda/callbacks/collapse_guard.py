@@ -1,4 +1,4 @@
-"""Says when a fit without labels leaves its source model too far behind, or collapses."""
+"""Warns when a fit without labels departs too far from its source model, or collapses."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torchmetrics import MeanMetric
+from typing_extensions import override
 
 from sfda.files import write_json
 from sfda.methods.kinds.method import Method
@@ -38,8 +39,8 @@ class CollapseGuard(Callback):
     Before the first step, and at every validation of the fit, it looks at the same few target validation images:
 
     - ``churn``, the share of pixels in another class than the source model gave them, warned of above `MOST_CHURN`;
-    - ``class_coverage`` and ``infomax`` (see `sfda.metrics.label_free`), warned of below `SMALLEST_SHARE` of what they
-      were for the source model.
+    - ``class_coverage`` and ``infomax`` (see `sfda.metrics.label_free`), warned of below `SMALLEST_SHARE` of their
+      values for the source model.
 
     Each of the three is warned of once. All values are written to ``collapse_guard.json`` in the run folder, and
     ``target/churn`` is logged. What the source model predicted travels with the checkpoints, so that a resumed fit is
@@ -83,8 +84,8 @@ class CollapseGuard(Callback):
     def _is_on(self, trainer: L.Trainer) -> bool:
         return bool(self.source) and trainer.state.fn == "fit" and not trainer.sanity_checking
 
+    @override
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Count anew."""
         if self._is_on(trainer):
             assert isinstance(pl_module, Method)
             self._churn = MeanMetric().set_dtype(torch.float64).to(pl_module.device)
@@ -99,7 +100,7 @@ class CollapseGuard(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Compare the images that are watched with what the source model made of them."""
+        """Compare predictions of the watched images with those of the source model."""
         if not self._is_on(trainer) or outputs is None:
             return
         watched = [i for i, name in enumerate(batch["name"]) if name in self.source]
@@ -109,7 +110,7 @@ class CollapseGuard(Callback):
             self._churn.update((_some_classes(outputs[watched]) != before).double())
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log, warn and write down; the values are those of all ranks together."""
+        """Log the values over all ranks, warn, and write the report."""
         if not self._is_on(trainer):
             return
         assert isinstance(pl_module, Method)
@@ -165,6 +166,6 @@ def _values(scores: LabelFreeMetrics) -> dict[str, float]:
 
 
 def _some_classes(probabilities: Tensor) -> Tensor:
-    """Predicted classes of at most `PIXELS` evenly spaced pixels an image: (B, C, H, W) → (B, n) uint8."""
+    """Predicted classes of at most `PIXELS` evenly spaced pixels per image: (B, C, H, W) → (B, n) uint8."""
     classes = top_label(probabilities)[1].flatten(1)
     return classes[:, :: math.ceil(classes.shape[1] / PIXELS)]

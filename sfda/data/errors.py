@@ -1,4 +1,4 @@
-"""What can be wrong with a data set on disk, one type a fault."""
+"""What can be wrong with a data set on disk, one type per fault."""
 
 from __future__ import annotations
 

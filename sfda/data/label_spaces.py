@@ -31,7 +31,7 @@ class ClassSet:
     Attributes:
         name: Name, or path of the YAML file it came from.
         names: Class names, index = train id.
-        colours: RGB colours, 0-255, one a class.
+        colours: RGB colours, 0-255, one per class.
         ids: Value in a label file → train id. Values that are neither here nor in `ignore` are faults.
         ignore: Values in a label file that become 255.
         groups_of_cityscapes19: Class of this set → the Cityscapes classes that fall into it; empty where unknown.

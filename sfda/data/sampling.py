@@ -21,7 +21,7 @@ def run_seed() -> int:
 class TrainingSampler(DistributedSampler[int]):
     """Endless shuffled passes over a data set, cut into epochs of a fixed number of samples.
 
-    Epoch e takes the samples e·n to (e+1)·n of the concatenation of one permutation a pass, so that an epoch may be
+    Epoch e takes the samples e·n to (e+1)·n of the concatenation of one permutation per pass, so that an epoch may be
     shorter or longer than the data set. Yields ``(index, draw)``: the draw numbers all samples of a run and seeds the
     random transform of its sample, so that no worker, rank or resume changes what is drawn.
 

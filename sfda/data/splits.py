@@ -56,7 +56,7 @@ def _names_in_list(path: Path, names: set[str], report: Report) -> list[str]:
     listed = [Path(line.strip()) for line in lines if line.strip()]
     stems = [entry.stem if entry.suffix.lower() in IMAGE_TYPES else entry.name for entry in listed]
     if not stems:
-        raise BadList(f"{path}: the list is empty; write one name a line, such as {min(names)}")
+        raise BadList(f"{path}: the list is empty; write one name per line, such as {min(names)}")
     if missing := [stem for stem in stems if stem not in names]:
         report(
             BadList(

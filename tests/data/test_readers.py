@@ -35,6 +35,8 @@ from tiny_files import (
     png,
     png16,
     save,
+    write_acdc,
+    write_bdd100k,
     write_cityscapes,
     write_folder,
     write_gta5,
@@ -75,6 +77,8 @@ def write(layout: str, root: Path, rng: np.random.Generator) -> tuple[Domain, di
         return Domain("cityscapes", str(root)), write_cityscapes(root, 3, 2, rng)
     if layout == "folder":
         return Domain("folder", str(root), classes=str(root / "classes.yaml")), write_folder(root, 3, rng)
+    if layout in ("acdc", "bdd100k"):
+        return Domain(layout, str(root)), (write_acdc if layout == "acdc" else write_bdd100k)(root, rng)
     truth = (write_gta5 if layout == "gta5" else write_synthia)(root, 5, rng)
     names = sorted(truth)
     (root / "train.txt").write_text("\n".join(names[:3]) + "\n")
@@ -92,7 +96,7 @@ def own_classes(domain: Domain) -> ClassSet:
     return load_class_set(domain.classes) if domain.classes else CITYSCAPES19
 
 
-LAYOUTS = pytest.mark.parametrize("layout", ["gta5", "synthia", "cityscapes", "folder"])
+LAYOUTS = pytest.mark.parametrize("layout", ["gta5", "synthia", "cityscapes", "folder", "acdc", "bdd100k"])
 
 
 # ---------------------------------------------------------------- round trips
@@ -213,7 +217,14 @@ def touched(monkeypatch: pytest.MonkeyPatch):
     RECORDING[0] = False
 
 
-LABEL_ROOTS = {"gta5": "labels", "synthia": "GT", "cityscapes": "gtFine", "folder": "train/labels"}
+LABEL_ROOTS = {
+    "gta5": "labels", "synthia": "GT", "cityscapes": "gtFine", "folder": "train/labels",
+    "acdc": "gt", "bdd100k": "labels",
+}  # fmt: skip
+IMAGE_ROOTS = {
+    "gta5": "images", "synthia": "RGB", "cityscapes": "leftImg8bit/train", "folder": "train/images",
+    "acdc": "rgb_anon", "bdd100k": "images/10k/train",
+}  # fmt: skip
 
 
 def read_all(domain: Domain, with_labels: bool, classes: ClassSet) -> list[str]:
@@ -241,8 +252,7 @@ def test_without_labels_nothing_under_the_label_folder_is_touched(layout: str, t
 @LAYOUTS
 def test_a_search_for_missing_images_leaves_labels_alone(layout: str, tmp_path: Path, rng, touched) -> None:
     domain, _ = write(layout, tmp_path, rng)
-    images = {"gta5": "images", "synthia": "RGB", "cityscapes": "leftImg8bit/train", "folder": "train/images"}[layout]
-    shutil.rmtree(tmp_path / images)
+    shutil.rmtree(tmp_path / IMAGE_ROOTS[layout])
     RECORDING[0] = True
     with pytest.raises(MissingRoot):
         read_pairs(domain, "train", False)

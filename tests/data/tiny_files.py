@@ -76,31 +76,33 @@ def write_cityscapes(root: Path, n_train: int, n_val: int, rng: np.random.Genera
     return truth
 
 
-def write_acdc(root: Path, rng: np.random.Generator) -> dict[str, dict[str, np.ndarray]]:
-    """`rgb_anon/<condition>/<split>/<sequence>/…_rgb_anon.png`, `gt/…_gt_labelIds.png`; the maps by split and name."""
-    truth: dict[str, dict[str, np.ndarray]] = {"train": {}, "val": {}}
+def write_acdc(root: Path, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """`rgb_anon/<condition>/<split>/<sequence>/…_rgb_anon.png`, `gt/…_gt_labelIds.png`: 3 to train on, 2 val."""
+    truth = {}
     for place, name in (
         ("fog/train/GOPR0475", "GOPR0475_frame_000041"),
+        ("fog/train/GOPR0475", "GOPR0475_frame_000247"),
         ("night/train/GOPR0351", "GOPR0351_frame_000159"),
         ("fog/val/GOPR0476", "GOPR0476_frame_000854"),
+        ("snow/val/GOPR0606", "GOPR0606_frame_000046"),
     ):
-        values, label = _cityscapes_label(rng)
-        truth[place.split("/")[1]][name] = label
+        values, truth[name] = _cityscapes_label(rng)
         save(_picture(rng), root / "rgb_anon" / place / f"{name}_rgb_anon.png")
         save(values, root / "gt" / place / f"{name}_gt_labelIds.png")
-        save(label, root / "gt" / place / f"{name}_gt_labelTrainIds.png")
+        save(truth[name], root / "gt" / place / f"{name}_gt_labelTrainIds.png")
     # The same street in good weather, which is no part of the split.
     save(_picture(rng), root / "rgb_anon/fog/train_ref/GOPR0475/GOPR0475_frame_000041_rgb_ref_anon.png")
     return truth
 
 
-def write_bdd100k(root: Path, rng: np.random.Generator) -> dict[str, dict[str, np.ndarray]]:
-    """`images/10k/<split>/….jpg`, `labels/sem_seg/masks/<split>/….png` (train ids); the maps by split and name."""
-    truth: dict[str, dict[str, np.ndarray]] = {"train": {}, "val": {}}
-    for split, name in (("train", "0004a4c0-d4dff0ad"), ("train", "00054602-3bf57337"), ("val", "7d128593-0ccfea4c")):
-        truth[split][name] = _cityscapes_label(rng)[1]
+def write_bdd100k(root: Path, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """`images/10k/<split>/….jpg`, `labels/sem_seg/masks/<split>/….png` (train ids): 3 to train on, 2 val."""
+    truth = {}
+    for number in range(5):
+        split, name = "train" if number < 3 else "val", f"{number:08x}-d4dff0ad"
+        truth[name] = _cityscapes_label(rng)[1]
         save(_picture(rng), root / "images/10k" / split / f"{name}.jpg")
-        save(truth[split][name], root / "labels/sem_seg/masks" / split / f"{name}.png")
+        save(truth[name], root / "labels/sem_seg/masks" / split / f"{name}.png")
     save(_picture(rng), root / "images/10k/test/ff55861e-a06b953c.jpg")
     return truth
 
