@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import numpy as np
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor
+from typing_extensions import override
 
+from sfda.callbacks.method_callback import MethodCallback
 from sfda.data.label_spaces import IGNORE, ClassSet
 from sfda.drawing import Array, class_legend, colour
 from sfda.files import write_figure, write_whole
-from sfda.methods.kinds.method import Method
 from sfda.metrics.reliability import reliability_diagram
+from sfda.metrics.segmentation import SegmentationMetrics
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,7 +26,7 @@ LARGEST_KEPT = 512
 """Width of a panel in ``panels_<domain>.npz`` at most."""
 
 
-class Pictures(Callback):
+class Pictures(MethodCallback):
     """After `sfda validate`: ``predictions_<domain>.png`` and, with labels, ``reliability_<domain>.png``.
 
     ``panels_target.npz`` keeps the panels of the target apart, small, for pictures of several runs.
@@ -51,21 +53,24 @@ class Pictures(Callback):
         """Keep the first images of a domain."""
         if trainer.state.fn != "validate" or not trainer.is_global_zero or outputs is None:
             return
-        assert isinstance(pl_module, Method)
-        domain = list(pl_module.datamodule.validation_sets)[dataloader_idx]
-        rows = self._rows.setdefault(domain, [])
+        rows = self._rows.setdefault(self.method.domain_of(dataloader_idx), [])
         for i in range(min(len(batch["name"]), self.images - len(rows))):
-            rows.append((batch["name"][i], _panels(batch, i, outputs[i], pl_module.datamodule.score_classes)))
+            rows.append((batch["name"][i], _panels(batch, i, outputs[i], self.method.datamodule.score_classes)))
 
+    @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draw."""
-        if trainer.state.fn != "validate" or not trainer.is_global_zero:
+        if trainer.state.fn != "validate":
             return
-        assert isinstance(pl_module, Method)
-        for domain, bins in pl_module.reliability.items():
+        metrics = self.method.scoring.find(SegmentationMetrics).items()
+        reliability = {domain: of_domain.reliability() for domain, of_domain in metrics if of_domain.with_labels}
+        if trainer.is_global_zero:
+            self._write(reliability)
+
+    def _write(self, reliability: Mapping[str, tuple[Tensor, Tensor, Tensor]]) -> None:
+        for domain, bins in reliability.items():
             write_figure(self.folder / f"reliability_{domain}.png", reliability_diagram(*bins), dpi=110)
         for domain, rows in self._rows.items():
-            _draw(rows, pl_module.datamodule.score_classes, self.folder / f"predictions_{domain}.png")
+            _draw(rows, self.method.datamodule.score_classes, self.folder / f"predictions_{domain}.png")
         if "target" in self._rows:
             _keep(self._rows["target"], self.folder / "panels_target.npz")
         self._rows = {}

@@ -9,26 +9,26 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from sfda import __version__
+from sfda.callbacks.method_callback import MethodCallback
 from sfda.callbacks.selection import Selector
-from sfda.data.label_spaces import SYNTHIA16, ClassSet
 from sfda.errors import UserError
 from sfda.files import write_json, write_whole, writing
-from sfda.methods.kinds.method import Method
 from sfda.methods.kinds.trained import count_trained
+from sfda.metrics.scoring import Scores, score_names
 
 FIT_FACTS = ("selected_by", "selected_step", "adapt_seconds", "peak_memory_mb")
 SHOWN = (("miou", "mIoU", 100, 1, " %"), ("ece", "ECE", 100, 1, " %"), ("entropy", "entropy", 1, 3, " nats"))
-Results = dict[str, dict[str, float]]
 
 
 def last_checkpoint(folder: Path) -> ModelCheckpoint:
@@ -60,7 +60,7 @@ class MetricsFile(CSVLogger):
             super().save()
 
 
-class RunFolder(Callback):
+class RunFolder(MethodCallback):
     """Writes ``selected.ckpt`` when a fit ends, and ``result.json``, the run's row in every table.
 
     Args:
@@ -94,6 +94,7 @@ class RunFolder(Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Start the clock; networks are made, nothing is labelled or trained yet."""
+        super().setup(trainer, pl_module, stage)
         self._started = time.perf_counter()
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
@@ -104,10 +105,9 @@ class RunFolder(Callback):
         Raises:
             UserError: the fit ended before it had changed anything.
         """
-        assert isinstance(pl_module, Method)
         if getattr(trainer, "fast_dev_run", False):
             return
-        if not pl_module.fit_is_complete:
+        if not self.method.fit_is_complete:
             raise UserError(f"the fit of {type(pl_module).__name__} ended before its work was done: there is no result")
         seconds = self._seconds()
         chosen, selected_by, step = self.folder / "last.ckpt", "last", trainer.global_step
@@ -125,7 +125,7 @@ class RunFolder(Callback):
                 "adapt_seconds": round(seconds, 2),
                 "peak_memory_mb": peak_memory_mb(),
             }
-            write_json(self.row_path, self._row(pl_module, facts, {}))
+            write_json(self.row_path, self._row(facts, {}))
             why = "the last one, no selector is at work" if selected_by == "last" else f"selected by {selected_by}"
             _say(f"{self.folder / 'selected.ckpt'}: step {step}, {why}")
 
@@ -133,7 +133,6 @@ class RunFolder(Callback):
         """Fill in the scores after `sfda validate`, and keep what was scored beside them."""
         if trainer.state.fn != "validate" or getattr(trainer, "fast_dev_run", False):
             return
-        assert isinstance(pl_module, Method)
         selected = self.folder / "selected.ckpt"
         if trainer.ckpt_path is None:
             trainer.save_checkpoint(selected, weights_only=True)
@@ -144,8 +143,8 @@ class RunFolder(Callback):
             _link(Path(trainer.ckpt_path), selected)
             fit = Path(trainer.ckpt_path).parent / self.row_path.name
         stored = json.loads(fit.read_text()) if fit.exists() else {}
-        write_json(self.row_path, self._row(pl_module, {}, pl_module.results) | _facts_of_fit(stored))
-        for domain, scores in pl_module.results.items():
+        write_json(self.row_path, self._row({}, self.method.results) | _facts_of_fit(stored))
+        for domain, scores in self.method.results.items():
             shown = [
                 f"{text} {factor * scores[name]:.{digits}f}{unit}"
                 for name, text, factor, digits, unit in SHOWN
@@ -154,8 +153,8 @@ class RunFolder(Callback):
             _say(f"{domain}: {', '.join(shown)}")
         _say(f"all scores and pictures are in {self.folder}")
 
-    def _row(self, method: Method, fit: dict[str, Any], results: Results) -> dict[str, Any]:
-        data = method.datamodule
+    def _row(self, fit: dict[str, Any], results: Mapping[str, Scores]) -> dict[str, Any]:
+        method, data = self.method, self.method.datamodule
         domains = {str(name): domain.root if domain else None for name, domain in data.domains.items()}
         return {
             "experiment": self.experiment,
@@ -169,7 +168,7 @@ class RunFolder(Callback):
             "labels_read": method.has_read.labels_read,
             "selected_by": fit.get("selected_by"),
             "selected_step": fit.get("selected_step"),
-            **_scores(data.score_classes, results),
+            **_scores(score_names(method.make_metrics(data.score_classes, True)), results),
             "adapt_seconds": fit.get("adapt_seconds"),
             "peak_memory_mb": fit.get("peak_memory_mb"),
             "trained_parameters": count_trained(method),
@@ -184,19 +183,18 @@ def _facts_of_fit(row: dict[str, Any]) -> dict[str, Any]:
     return {key: row[key] for key in (*FIT_FACTS, "git_commit") if key in row}
 
 
-def _scores(classes: ClassSet, results: Results) -> dict[str, float | None]:
-    target, source = results.get("target", {}), results.get("source", {})
-    names = ["miou", *(["miou13"] if classes.names == SYNTHIA16.names else []), *(f"iou_{c}" for c in classes.names)]
-    names += ["ece", "classwise_ece", "nll", "brier", "entropy"]
-    row = {f"target_{name}": _finite(target.get(name)) for name in names}
-    row |= {f"source_{name}": _finite(source.get(name)) for name in ("miou", "ece")}
-    of_value_net = {
-        f"{domain}_{name}": _finite(score)
-        for domain, scores in results.items()
-        for name, score in scores.items()
-        if name.startswith("value_net_")
-    }
-    return row | of_value_net
+def _scores(names: Sequence[str], results: Mapping[str, Scores]) -> dict[str, float | None]:
+    """Every score as ``<domain>_<name>``; None where it is NaN, was not computed or could not be.
+
+    Args:
+        names: Scores that every row has.
+        results: Scores of each domain, further ones too.
+    """
+    row: dict[str, float | None] = {}
+    for domain in ("target", "source"):
+        scores = results.get(domain, {})
+        row |= {f"{domain}_{name}": _finite(scores.get(name)) for name in dict.fromkeys([*names, *scores])}
+    return row
 
 
 def _finite(value: float | None) -> float | None:

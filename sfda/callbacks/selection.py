@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from sfda.data.label_spaces import ClassSet
+from sfda.callbacks.method_callback import MethodCallback
 from sfda.data.needs import DomainName
 from sfda.errors import UserError
 from sfda.files import write_json
-from sfda.methods.kinds.method import Method
-from sfda.metrics.segmentation import SegmentationMetrics
+from sfda.metrics.scoring import score_names
 
 
-class Selector(ModelCheckpoint):
+class Selector(MethodCallback, ModelCheckpoint):
     """Keeps the checkpoint with the best value of one score among those of the last part of a fit.
 
     A candidate is what stands at the end of an epoch that was validated. ``selection.json`` in the run folder says
     what was chosen, every candidate's value with the scores that stand beside it, and why.
 
     Class attributes:
-        score: Name of the score, one of those that `sfda.metrics.segmentation.SegmentationMetrics` computes.
-        mode: Whether a small (``min``) or a large (``max``) value is good.
+        score: Name of the score: any that a validation logs as ``<domain>/<score>``, by the method's metrics, by
+            `sfda.callbacks.extra_scores.ExtraScores` or by a callback that logs it itself (``churn``).
+        mode_of_score: Whether a small (``min``) or a large (``max``) value is good.
         beside: Scores that are written down, never looked at.
 
     Args:
@@ -56,41 +57,69 @@ class Selector(ModelCheckpoint):
         )
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Settle what is monitored.
+        """Find what is monitored.
 
         Raises:
-            UserError: the fit validates nothing, or the score needs labels that the method may not read.
+            UserError: the fit validates nothing, the score needs labels that the method may not read, or its name is
+                another one's, misspelt.
         """
+        MethodCallback.setup(self, trainer, pl_module, stage)
         if stage != "fit":
             return
-        assert isinstance(pl_module, Method)
-        data = pl_module.datamodule
-        domain, samples = next(iter(data.validation_sets.items()))
+        self.domain: DomainName = next(iter(self.method.datamodule.validation_sets))
+        self._check_score()
         name = type(self).__name__
-        if self.score not in _known_scores(data.score_classes, samples.with_labels):
-            if self.score in _known_scores(data.score_classes, True):
-                raise UserError(
-                    f"{name} needs labels of the {domain} validation images, which {type(pl_module).__name__} does not "
-                    "read: use SelectByEntropy, which needs none"
-                )
-            raise UserError(f"{name} monitors {self.score!r}, which is not among the scores of a validation")
         if not trainer.max_epochs or trainer.max_epochs < 1:
             raise UserError(
                 f"{name} chooses among the last epochs of a fit: say how many there are, --trainer.max_epochs"
             )
         if trainer.limit_val_batches == 0 or trainer.max_epochs < (trainer.check_val_every_n_epoch or 1):
             raise UserError(f"{name} chooses by the validation scores of a fit, and this fit validates nothing")
-        self.domain: DomainName = domain
-        self.monitor = f"{domain}/{self.score}"
-        self.dirpath = str(pl_module.run_folder / "candidates")
-        super().setup(trainer, pl_module, stage)
+        self.monitor = f"{self.domain}/{self.score}"
+        self.dirpath = str(self.method.run_folder / "candidates")
+        ModelCheckpoint.setup(self, trainer, pl_module, stage)
+
+    def _check_score(self) -> None:
+        """What can be known before a validation: a score that only a callback logs has a name of its own."""
+        data = self.method.datamodule
+        of_all_sets = score_names(self.method.make_metrics(data.score_classes, True))
+        of_this_set = score_names(
+            self.method.make_metrics(data.score_classes, data.validation_sets[self.domain].with_labels)
+        )
+        if self.score in of_this_set:
+            return
+        name = type(self).__name__
+        if self.score in of_all_sets:
+            raise UserError(
+                f"{name} needs labels of the {self.domain} validation images, which {type(self.method).__name__} does "
+                "not read: use SelectByEntropy, which needs none"
+            )
+        close = difflib.get_close_matches(self.score, of_this_set, n=1)
+        if close and not self.method.scoring.has_added:
+            raise UserError(
+                f"{name} monitors {self.score!r}, which is not among the scores of a validation: did you mean "
+                f"{close[0]!r}?"
+            )
+
+    def _refuse_missing_score(self, logged: Mapping[str, Any]) -> None:
+        """After the first validation it is certain; a score that was computed and not logged is NaN."""
+        scores = sorted(key.removeprefix(f"{self.domain}/") for key in logged if key.startswith(f"{self.domain}/"))
+        if scores and self.score not in (*scores, *self.method.results[self.domain]):
+            raise UserError(
+                f"{type(self).__name__} monitors {self.score!r}, which is not among the scores of a validation: "
+                f"{', '.join(scores)}"
+            )
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note the candidate, and let ModelCheckpoint keep the best."""
-        assert isinstance(pl_module, Method)
+        """Note the candidate, and let ModelCheckpoint keep the best.
+
+        Raises:
+            UserError: no validation computes the score.
+        """
         every = trainer.check_val_every_n_epoch or 1
         if (trainer.current_epoch + 1) % every:
             return
+        self._refuse_missing_score(trainer.callback_metrics)
         # A score that is NaN is not logged.
         value = float(trainer.callback_metrics.get(str(self.monitor), math.nan))
         late = trainer.current_epoch >= math.floor(self.start_after * (trainer.max_epochs or 1))
@@ -104,7 +133,7 @@ class Selector(ModelCheckpoint):
         if eligible:
             super().on_train_epoch_end(trainer, pl_module)
         if trainer.is_global_zero:
-            self._write(pl_module.run_folder / "selection.json")
+            self._write(self.method.run_folder / "selection.json")
 
     @property
     def selected(self) -> dict[str, Any] | None:
@@ -121,7 +150,7 @@ class Selector(ModelCheckpoint):
             "monitor": self.monitor,
             "mode": self.mode_of_score,
             "start_after": self.start_after,
-            "why": f"the {word} {self.monitor} of the {eligible} candidates behind the first "
+            "why": f"the {word} {self.monitor} of the {eligible} candidates after the first "
             f"{100 * self.start_after:.0f} % of the epochs ({len(self.candidates)} seen)",
             "selected": self.selected,
             "candidates": self.candidates,
@@ -142,10 +171,3 @@ class Selector(ModelCheckpoint):
         moved = {key: here(state_dict[key]) for key in ("best_model_path", "kth_best_model_path", "last_model_path")}
         best = {here(path): value for path, value in state_dict["best_k_models"].items()}
         super().load_state_dict({**state_dict, **moved, "best_k_models": best, "dirpath": self.dirpath})
-
-
-def _known_scores(classes: ClassSet, with_labels: bool) -> set[str]:
-    """Names of the scores that a validation set with or without labels has."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torchmetrics warns of a metric that has seen nothing
-        return set(SegmentationMetrics(classes.names, with_labels=with_labels).compute())

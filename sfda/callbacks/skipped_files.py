@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
+from typing_extensions import override
 
 
 class SkippedFiles(Callback):
@@ -27,21 +28,21 @@ class SkippedFiles(Callback):
         if self.skipped:
             warnings.warn(f"{len(self.skipped)} bad pairs were left out; each is named above", stacklevel=1)
 
+    @override
     def on_train_batch_start(self, trainer: Any, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
-        """Look at the training batch."""
         self._note(batch)
 
+    @override
     def on_validation_batch_start(
         self, trainer: Any, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Look at the validation batch."""
         self._note(batch)
 
+    @override
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Their number."""
         self._sum_up()
 
+    @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Their number, after `sfda validate`."""
         if trainer.state.fn == "validate":
             self._sum_up()

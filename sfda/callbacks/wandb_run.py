@@ -11,11 +11,10 @@ from typing import Any
 import lightning as L
 import yaml
 from jsonargparse import Namespace
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 
+from sfda.callbacks.method_callback import MethodCallback
 from sfda.callbacks.run_folder import git_commit
-from sfda.methods.kinds.method import Method
 from sfda.runs.run import Run
 
 UNSETTLED = "."
@@ -51,7 +50,7 @@ def settle_wandb_loggers(loggers: Any, folder: Path, *, goes_on: bool) -> None:
             options.resume = "allow"
 
 
-class WandbRun(Callback):
+class WandbRun(MethodCallback):
     """Gives W&B what stands beside the metrics, and ends its run with ours.
 
     The whole ``config.yaml`` and the commit of the code as configuration; the pictures of the run folder (what the
@@ -67,6 +66,7 @@ class WandbRun(Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Log the configuration."""
+        super().setup(trainer, pl_module, stage)
         for logger in _wandb_loggers(trainer):
             config = yaml.safe_load(Run(self.folder).config_file.read_text(encoding="utf-8"))
             logger.log_hyperparams({**config, "git_commit": git_commit()})
@@ -74,17 +74,21 @@ class WandbRun(Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The scores of `sfda validate` stand where the fit was when the checkpoint was written, not at its start."""
         if trainer.state.fn == "validate" and any(_wandb_loggers(trainer)):
-            pl_module.log("step", float(_step(trainer, pl_module)), rank_zero_only=True)
+            pl_module.log("step", float(self._step(trainer)), rank_zero_only=True)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Log pictures and selected scores, and finish: a next run of this process is another W&B run."""
         for logger in _wandb_loggers(trainer):
             for picture in sorted(self.folder.glob("*.png")):
-                logger.log_image(f"pictures/{picture.stem}", [str(picture)], step=_step(trainer, pl_module))
+                logger.log_image(f"pictures/{picture.stem}", [str(picture)], step=self._step(trainer))
             if stage == "fit":
                 logger.experiment.summary.update(Run(self.folder).scores())
             logger.finalize("success")  # uploads checkpoints where the logger is told to
             logger.experiment.finish()
+
+    def _step(self, trainer: L.Trainer) -> int:
+        """Optimizer steps that the weights have taken."""
+        return self.method.loaded_step if trainer.state.fn == "validate" else trainer.global_step
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Mark the W&B run as failed."""
@@ -93,12 +97,6 @@ class WandbRun(Callback):
 
             if wandb.run is not None:  # None: it failed before W&B had begun
                 wandb.run.finish(exit_code=1)
-
-
-def _step(trainer: L.Trainer, method: L.LightningModule) -> int:
-    """Optimizer steps behind the weights."""
-    assert isinstance(method, Method)
-    return method.loaded_step if trainer.state.fn == "validate" else trainer.global_step
 
 
 def _wandb_loggers(trainer: L.Trainer) -> Iterator[WandbLogger]:

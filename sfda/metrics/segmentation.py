@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -28,21 +28,26 @@ class SegmentationMetrics(LabelFreeMetrics):
     Args:
         class_names: Names of the C classes, in the order of the channels.
         with_labels: False for a data set whose labels do not exist or may not be read: label-free scores only.
-        subset: Classes over whose IoU a second mean is reported as ``miou<number of them>``: the 13 of
-            ``synthia13`` among the 16 of ``synthia16``, from the same predictions.
+        subsets: Name → classes over whose IoU a further mean is reported as ``miou<name>``, from the same predictions.
     """
 
     confusion: Tensor
     bins: Tensor
 
     def __init__(
-        self, class_names: Sequence[str], *, with_labels: bool = True, subset: Sequence[int] | None = None
+        self,
+        class_names: Sequence[str],
+        *,
+        with_labels: bool = True,
+        subsets: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         num_classes = len(class_names)
         super().__init__(num_classes)
         self.class_names = tuple(class_names)
         self.with_labels = with_labels
-        self.subset = None if subset is None else list(subset)
+        self.subsets = {
+            name: [self.class_names.index(member) for member in members] for name, members in (subsets or {}).items()
+        }
         if with_labels:
             self._add_sums(
                 confusion=(num_classes, num_classes),
@@ -64,17 +69,16 @@ class SegmentationMetrics(LabelFreeMetrics):
         """Scores by name, float64 scalars.
 
         Always those of `label_free_scores`. With labels also those of `calibration_scores`, and, as fractions,
-        ``miou`` (mean over the classes that occur), ``iou_<class>``, ``missing_classes`` (how many the mean leaves
-        out, their IoU being NaN), ``pixel_accuracy`` and ``miou<n>`` of the subset.
+        ``miou`` (mean over the classes that occur), ``miou<name>`` of the subsets, ``iou_<class>``, ``missing_classes``
+        (how many the mean leaves out, their IoU being NaN) and ``pixel_accuracy``.
         """
         scores = super().compute()
         if not self.with_labels:
             return scores
         iou = iou_per_class(self.confusion)
-        if self.subset is not None:
-            scores[f"miou{len(self.subset)}"] = iou[self.subset].nanmean()
         return {
             "miou": iou.nanmean(),
+            **{f"miou{name}": iou[members].nanmean() for name, members in self.subsets.items()},
             "missing_classes": iou.isnan().double().sum(),
             "pixel_accuracy": self.confusion.trace() / self.confusion.sum(),
             **calibration_scores(self._sums()),

@@ -63,7 +63,7 @@ def test_iou_of_a_known_confusion():
 def test_the_subset_mean_is_of_the_same_predictions():
     labels = torch.tensor([[[0, 0, 1, 1]]])
     predicted = torch.tensor([[[0, 3, 1, 1]]])
-    metrics = SegmentationMetrics(NAMES, subset=[0, 1, 2])
+    metrics = SegmentationMetrics(NAMES, subsets={"3": NAMES[:3]})
     metrics.update(one_hot(predicted, 5), labels)
     scores = metrics.compute()
     assert scores["miou3"] == (0.5 + 1) / 2  # class 2 never occurs; the pixel lost to class 3 still counts
@@ -119,11 +119,11 @@ def test_padding_is_left_out():
 @pytest.mark.parametrize("shards", [2, 4])
 def test_shards_give_the_same_scores(shards):
     p, labels = random_batch(3, batch=8)
-    whole = SegmentationMetrics(NAMES, subset=[0, 3])
+    whole = SegmentationMetrics(NAMES, subsets={"2": (NAMES[0], NAMES[3])})
     whole.update(p, labels)
     parts = []
     for part_p, part_labels in zip(p.chunk(shards), labels.chunk(shards), strict=True):
-        part = SegmentationMetrics(NAMES, subset=[0, 3])
+        part = SegmentationMetrics(NAMES, subsets={"2": (NAMES[0], NAMES[3])})
         for i in range(len(part_p)):
             part.update(part_p[i : i + 1], part_labels[i : i + 1])
         parts.append(part)

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import lightning as L
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+from torchmetrics import Metric
 
-from sfda.data.label_spaces import SYNTHIA13, SYNTHIA16
 from sfda.data.needs import Needs, refuse_words_of_before
 from sfda.errors import UserError
 from sfda.metrics.functional import group_probabilities
+from sfda.metrics.scoring import Scores, Scoring
 from sfda.metrics.segmentation import SegmentationMetrics
 from sfda.networks.build import build_network
 from sfda.networks.finite import refuse_nan
@@ -31,10 +32,10 @@ from sfda.runs.checkpoints import load_source_network
 if TYPE_CHECKING:
     from sfda.data.datamodule import DomainAdaptationDataModule
     from sfda.data.datasets import DomainBatch
+    from sfda.data.label_spaces import ClassSet
     from sfda.pseudo_labels.store import PseudoLabelStore
 
 Views = Literal["single", "multi_scale"]
-Reliability = tuple[Tensor, Tensor, Tensor]
 MULTI_SCALES = (0.75, 1.0, 1.25)
 
 
@@ -72,9 +73,8 @@ class Method(L.LightningModule, ABC):
         self.views = views
         self._has_run_weights = False
         self.loaded_step = 0
-        self.domain_metrics = nn.ModuleDict()
-        self.results: dict[str, dict[str, float]] = {}
-        self.reliability: dict[str, Reliability] = {}
+        self.scoring = Scoring()
+        self.results: dict[str, Scores] = {}
 
     # ------------------------------------------------------------------ what a method may change
 
@@ -108,16 +108,33 @@ class Method(L.LightningModule, ABC):
             images: (B, 3, H, W) RGB in [0, 1].
         """
 
+    def make_metrics(self, classes: ClassSet, with_labels: bool) -> list[Metric]:
+        """The metrics of a validation set; a method may add its own, which compute before any image too, as NaN.
+
+        Args:
+            classes: The classes that are scored.
+            with_labels: Whether the labels of the set may be read.
+
+        Returns:
+            Metrics whose `update` takes probabilities (B, C, H, W) and labels (B, H, W), 255 = takes part in nothing,
+            or None, and whose `compute` gives scores by name.
+        """
+        return [SegmentationMetrics(classes.names, with_labels=with_labels, subsets=classes.subsets)]
+
     # ------------------------------------------------------------------ prediction
 
     def single_view_probabilities(self, images: Tensor, size: tuple[int, int]) -> Tensor:
         """Softmax of the network's logits at `size`: (B, 3, H, W) → (B, C, *size)."""
         return self.network.resize(self.network(images).float(), size).softmax(dim=1)
 
+    def plain_view_probabilities(self, images: Tensor, size: tuple[int, int]) -> Tensor:
+        """The same for the images as they are, neither scaled nor mirrored, whatever other `views` there are."""
+        return self.single_view_probabilities(images, size)
+
     def view_probabilities(self, images: Tensor, size: tuple[int, int]) -> Tensor:
         """Probabilities by the option `views`: (B, 3, H, W) → (B, C, *size)."""
         if self.views == "single":
-            return self.single_view_probabilities(images, size)
+            return self.plain_view_probabilities(images, size)
         return self.multi_scale_probabilities(images, size)
 
     def multi_scale_probabilities(self, images: Tensor, size: tuple[int, int]) -> Tensor:
@@ -125,7 +142,8 @@ class Method(L.LightningModule, ABC):
         total = torch.zeros(())
         for scale in MULTI_SCALES:
             scaled = scale_images(images, scale)
-            total = total.to(images.device) + self.single_view_probabilities(scaled, size)
+            predict = self.plain_view_probabilities if scale == 1 else self.single_view_probabilities
+            total = total.to(images.device) + predict(scaled, size)
             total = total + self.single_view_probabilities(scaled.flip(-1), size).flip(-1)
         return total / (2 * len(MULTI_SCALES))
 
@@ -180,19 +198,11 @@ class Method(L.LightningModule, ABC):
         return display.show_pass(title, total) if isinstance(display, PassDisplay) else no_progress(title, total)
 
     def setup(self, stage: str) -> None:
-        """Weights from the source model, and one metric a validation set."""
+        """Weights from the source model, and the metrics of every validation set."""
         if stage == "fit":
             self.prepare_fit()
-        data = self.datamodule
-        names = data.score_classes.names
-        # The convention for SYNTHIA: the mean over 13 classes of the same 16-class predictions stands beside the other.
-        subset = [names.index(name) for name in SYNTHIA13.names] if data.score_classes == SYNTHIA16 else None
-        self.domain_metrics = nn.ModuleDict(
-            {
-                name: SegmentationMetrics(names, with_labels=samples.with_labels, subset=subset)
-                for name, samples in data.validation_sets.items()
-            }
-        )
+        with_labels = {str(name): samples.with_labels for name, samples in self.datamodule.validation_sets.items()}
+        self.scoring.open(self.datamodule.score_classes, with_labels, self.make_metrics)
 
     def prepare_fit(self) -> None:
         """What a fit needs before the loaders are built: here, initial weights, unless a resumed run has its own."""
@@ -210,6 +220,7 @@ class Method(L.LightningModule, ABC):
         Raises:
             UserError: there are no weights, or those of the source model would be taken for those of a fit.
         """
+        self.scoring.reset()
         if self.trainer.state.fn != "validate":
             return
         limit = self.trainer.limit_val_batches
@@ -242,6 +253,10 @@ class Method(L.LightningModule, ABC):
             return probabilities
         return group_probabilities(probabilities, torch.from_numpy(groups).long(), len(self.datamodule.score_classes))
 
+    def domain_of(self, dataloader_idx: int) -> str:
+        """The name of the validation set of a loader."""
+        return list(self.datamodule.validation_sets)[dataloader_idx]
+
     def validation_step(self, batch: DomainBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor | None:
         """Score a batch; the probabilities go to whoever draws them. None for a batch of bad pairs alone.
 
@@ -250,28 +265,21 @@ class Method(L.LightningModule, ABC):
         """
         if not batch["name"]:
             return None
-        domain, metrics = list(self.domain_metrics.items())[dataloader_idx]
-        assert isinstance(metrics, SegmentationMetrics)
+        domain = self.domain_of(dataloader_idx)
         label = batch.get("label")
         size = None if label is None else (label.shape[-2], label.shape[-1])
         probabilities = self.score_probabilities(self.predict_probabilities(batch["image"], size))
         refuse_nan(probabilities, batch["name"], self.advice_against_nan)
-        metrics.update(probabilities, label)
+        self.scoring.update(domain, probabilities, label)
         if domain == "target" and self.trainer.state.fn == "validate":
             self.adapt_online(batch["image"])
         return probabilities
 
     def on_validation_epoch_end(self) -> None:
         """Log everything under ``<domain>/<metric>``, equal on all ranks."""
-        self.results, self.reliability = {}, {}
-        for domain, metrics in self.domain_metrics.items():
-            assert isinstance(metrics, SegmentationMetrics)
-            values = metrics.compute()
-            if metrics.with_labels:
-                self.reliability[domain] = metrics.reliability()
-            metrics.reset()
-            self.results[domain] = {name: float(value) for name, value in values.items()}
-            for name, value in self.results[domain].items():
+        self.results = self.scoring.compute()
+        for domain, scores in self.results.items():
+            for name, value in scores.items():
                 if value == value:  # a class that never occurs has no IoU, and a log no NaN
                     self.log(f"{domain}/{name}", value, sync_dist=True)
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torchmetrics import Metric
+from typing_extensions import override
 
 from sfda.data.label_spaces import IGNORE
 from sfda.errors import UserError
@@ -20,9 +23,37 @@ from sfda.runs.checkpoints import read_checkpoint
 
 if TYPE_CHECKING:
     from sfda.data.datasets import DomainBatch
+    from sfda.data.label_spaces import ClassSet
 
 REPORT_BINS = 10
 """Bins of the true ECE that estimates are compared with."""
+
+PREFIX = "value_net_"
+"""Begins the names of the scores that say how good the estimates are."""
+
+
+class ValueNetScores(EceEstimateQuality):
+    """Estimated against true calibration errors, as a metric of probabilities and labels.
+
+    Args:
+        latest_estimates: Gives the estimates (B,) of the images that were predicted last.
+        absent: See `ValueNetMethod`.
+        with_labels: False where there is no truth.
+    """
+
+    def __init__(self, latest_estimates: Callable[[], Tensor], absent: Absent, *, with_labels: bool) -> None:
+        super().__init__(with_labels=with_labels)
+        self._latest_estimates = latest_estimates
+        self._absent = absent
+
+    def update(self, probabilities: Tensor, labels: Tensor | None = None) -> None:
+        """Add a batch: probabilities (B, C, H, W) and labels (B, H, W) of the images that were predicted last."""
+        super().update(self._latest_estimates(), _true_ece(probabilities, labels, self._absent))
+
+    def compute(self) -> dict[str, Tensor]:
+        """``estimated_ece`` and, with labels, ``value_net_`` `pearson`, `spearman`, `mae` and `true_ece`."""
+        scores = super().compute()
+        return {name if name == "estimated_ece" else f"{PREFIX}{name}": value for name, value in scores.items()}
 
 
 class ValueNetMethod(TrainedMethod):
@@ -44,9 +75,7 @@ class ValueNetMethod(TrainedMethod):
         super().__init__(**trained)
         self.absent: Absent = absent
         self.value_net = ValueNet(self.network.feature_channels())
-        self.estimate_quality = nn.ModuleDict()
         self._names: dict[str, list[str]] = {}
-        self._scored_images: Tensor | None = None
         self._estimates = torch.empty(0)
 
     def probabilities_and_ece(self, images: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -55,57 +84,46 @@ class ValueNetMethod(TrainedMethod):
         estimates: Tensor = self.value_net(features)
         return self.network.resize(logits.float(), size).softmax(dim=1), estimates
 
-    def single_view_probabilities(self, images: Tensor, size: tuple[int, int]) -> Tensor:
-        """See `Method`; of the images being scored, and of none of their other views, the estimate is kept."""
-        if images is not self._scored_images:
-            return super().single_view_probabilities(images, size)
+    def plain_view_probabilities(self, images: Tensor, size: tuple[int, int]) -> Tensor:
+        """See `Method`; the estimates of the images are kept, at the cost of no pass of their own."""
         probabilities, self._estimates = self.probabilities_and_ece(images, size)
         return probabilities
 
+    def _latest_estimates(self) -> Tensor:
+        return self._estimates
+
     # ------------------------------------------------------------------ quality
 
-    def setup(self, stage: str) -> None:
-        """One quality of estimates a validation set."""
-        super().setup(stage)
-        sets = self.datamodule.validation_sets.items()
-        self.estimate_quality = nn.ModuleDict(
-            {name: EceEstimateQuality(with_labels=samples.with_labels) for name, samples in sets}
-        )
-        self._names = {name: [] for name, _ in sets}
+    def make_metrics(self, classes: ClassSet, with_labels: bool) -> list[Metric]:
+        """The quality of the estimates too."""
+        quality = ValueNetScores(self._latest_estimates, self.absent, with_labels=with_labels)
+        return [*super().make_metrics(classes, with_labels), quality]
 
+    @override
+    def on_validation_start(self) -> None:
+        super().on_validation_start()
+        self._names = {name: [] for name in self.datamodule.validation_sets}
+
+    @override
     def validation_step(self, batch: DomainBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor | None:
-        """Score a batch, and the estimates of its errors."""
-        self._scored_images = batch.get("image")
         probabilities = super().validation_step(batch, batch_idx, dataloader_idx)
-        self._scored_images = None
-        if probabilities is not None:
-            domain, quality = list(self._qualities().items())[dataloader_idx]
-            quality.update(self._estimates, _true_ece(probabilities, batch.get("label"), self.absent))
-            self._names[domain] += batch["name"]
+        self._names[self.domain_of(dataloader_idx)] += batch["name"]
         return probabilities
 
     def on_validation_epoch_end(self) -> None:
-        """Log the quality with the other scores; after `sfda validate`, report it."""
+        """After `sfda validate` report the quality, which is among the other scores."""
         super().on_validation_epoch_end()
-        for domain, quality in self._qualities().items():
-            for name, value in quality.compute().items():
-                key = name if name == "estimated_ece" else f"value_net_{name}"
-                self.results[domain][key] = float(value)
-                if value == value:  # no NaN in a log
-                    self.log(f"{domain}/{key}", float(value), sync_dist=True)
         if self.trainer.state.fn == "validate":
             self._report()
-        for domain, quality in self._qualities().items():
-            quality.reset()
-            self._names[domain].clear()
-
-    def _qualities(self) -> dict[str, EceEstimateQuality]:
-        return dict(self.estimate_quality.items())  # type: ignore[arg-type]
 
     def _report(self) -> None:
         report = {}
-        for domain, quality in self._qualities().items():
-            scores = {name: float(value) for name, value in quality.compute().items()}
+        for domain, quality in self.scoring.find(ValueNetScores).items():
+            scores = {
+                name.removeprefix(PREFIX): value
+                for name, value in self.results[domain].items()
+                if name == "estimated_ece" or name.startswith(PREFIX)
+            }
             estimates, truths = quality.pairs()
             rows = zip(gather_over_ranks(self._names[domain]), estimates.tolist(), truths.tolist(), strict=True)
             images = [

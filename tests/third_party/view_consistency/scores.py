@@ -1,0 +1,11 @@
+"""A score that sfda does not have."""
+
+from sfda.callbacks.extra_scores import ExtraScores
+from torchmetrics.classification import MulticlassCohenKappa
+
+
+class Kappa(ExtraScores):
+    """Cohen's kappa of the predicted classes, where there are labels."""
+
+    def make_metric(self, classes, with_labels):
+        return MulticlassCohenKappa(len(classes), ignore_index=255) if with_labels else None
