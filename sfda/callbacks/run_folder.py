@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import resource
 import subprocess
@@ -23,9 +22,10 @@ from sfda import __version__
 from sfda.callbacks.method_callback import MethodCallback
 from sfda.callbacks.selection import Selector
 from sfda.errors import UserError
-from sfda.files import write_json, write_whole, writing
+from sfda.files import write_whole, writing
 from sfda.methods.kinds.trained import count_trained
 from sfda.metrics.scoring import Scores, score_names
+from sfda.runs.run import Run
 
 FIT_FACTS = ("selected_by", "selected_step", "adapt_seconds", "peak_memory_mb")
 SHOWN = (("miou", "mIoU", 100, 1, " %"), ("ece", "ECE", 100, 1, " %"), ("entropy", "entropy", 1, 3, " nats"))
@@ -64,22 +64,17 @@ class RunFolder(MethodCallback):
     """Writes ``selected.ckpt`` when a fit ends, and ``result.json``, the run's row in every table.
 
     Args:
-        folder: The run folder.
+        run: The run folder.
         experiment: Name of the experiment.
         seed: Seed of the run.
     """
 
-    def __init__(self, folder: Path, experiment: str, seed: int) -> None:
-        self.folder = folder
+    def __init__(self, run: Run, experiment: str, seed: int) -> None:
+        self.run = run
         self.experiment = experiment
         self.seed = seed
         self._started = time.perf_counter()
         self._seconds_before = 0.0
-
-    @property
-    def row_path(self) -> Path:
-        """Where the row is kept."""
-        return self.folder / "result.json"
 
     def state_dict(self) -> dict[str, Any]:
         """The time spent so far, which a resumed run adds to."""
@@ -110,7 +105,7 @@ class RunFolder(MethodCallback):
         if not self.method.fit_is_complete:
             raise UserError(f"the fit of {type(pl_module).__name__} ended before its work was done: there is no result")
         seconds = self._seconds()
-        chosen, selected_by, step = self.folder / "last.ckpt", "last", trainer.global_step
+        chosen, selected_by, step = self.run.last, "last", trainer.global_step
         if step == 0:  # no optimizer ever stepped: ModelCheckpoint has written nothing
             trainer.save_checkpoint(chosen)
         for selector in trainer.checkpoint_callbacks:
@@ -118,32 +113,30 @@ class RunFolder(MethodCallback):
                 chosen, selected_by = Path(selector.best_model_path), selector.score
                 step = selector.selected["step"]
         if trainer.is_global_zero:
-            _link(chosen, self.folder / "selected.ckpt")
+            _link(chosen, self.run.selected)
             facts = {
                 "selected_by": selected_by,
                 "selected_step": step,
                 "adapt_seconds": round(seconds, 2),
                 "peak_memory_mb": peak_memory_mb(),
             }
-            write_json(self.row_path, self._row(facts, {}))
+            self.run.write_row(self._row(facts, {}))
             why = "the last one, no selector is at work" if selected_by == "last" else f"selected by {selected_by}"
-            _say(f"{self.folder / 'selected.ckpt'}: step {step}, {why}")
+            _say(f"{self.run.selected}: step {step}, {why}")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Fill in the scores after `sfda validate`, and keep what was scored beside them."""
         if trainer.state.fn != "validate" or getattr(trainer, "fast_dev_run", False):
             return
-        selected = self.folder / "selected.ckpt"
         if trainer.ckpt_path is None:
-            trainer.save_checkpoint(selected, weights_only=True)
+            trainer.save_checkpoint(self.run.selected, weights_only=True)
         if not trainer.is_global_zero:
             return
-        fit = self.row_path
-        if trainer.ckpt_path is not None and not selected.exists():
-            _link(Path(trainer.ckpt_path), selected)
-            fit = Path(trainer.ckpt_path).parent / self.row_path.name
-        stored = json.loads(fit.read_text()) if fit.exists() else {}
-        write_json(self.row_path, self._row({}, self.method.results) | _facts_of_fit(stored))
+        fitted = self.run
+        if trainer.ckpt_path is not None and not self.run.selected.exists():
+            _link(Path(trainer.ckpt_path), self.run.selected)
+            fitted = Run(Path(trainer.ckpt_path).parent)
+        self.run.write_row(self._row({}, self.method.results) | _facts_of_fit(fitted.row()))
         for domain, scores in self.method.results.items():
             shown = [
                 f"{text} {factor * scores[name]:.{digits}f}{unit}"
@@ -151,7 +144,7 @@ class RunFolder(MethodCallback):
                 if name in scores
             ]
             _say(f"{domain}: {', '.join(shown)}")
-        _say(f"all scores and pictures are in {self.folder}")
+        _say(f"all scores and pictures are in {self.run.folder}")
 
     def _row(self, fit: dict[str, Any], results: Mapping[str, Scores]) -> dict[str, Any]:
         method, data = self.method, self.method.datamodule
@@ -174,7 +167,7 @@ class RunFolder(MethodCallback):
             "trained_parameters": count_trained(method),
             "version": __version__,
             "git_commit": git_commit(),
-            "config": str(self.folder / "config.yaml"),
+            "config": str(self.run.config_file),
         }
 
 

@@ -175,7 +175,7 @@ class CommandLine(LightningCLI):
         seed = self.config[self.subcommand].seed_everything
         callbacks = [
             last_checkpoint(self.folder),
-            RunFolder(self.folder, self.config[self.subcommand].experiment, seed),
+            RunFolder(self.output, self.config[self.subcommand].experiment, seed),
             SkippedFiles(),
             CollapseGuard(),
             Pictures(self.folder),

@@ -1,4 +1,4 @@
-"""A package of somebody else's: nothing is registered, and every command knows its method and its network."""
+"""A package of somebody else: nothing is registered, and every command knows its method, layout, score and network."""
 
 import json
 import shutil
@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from commands import run_sfda, run_truly
+from sfda.data.label_spaces import CITYSCAPES19
 
 pytestmark = pytest.mark.slow
 PACKAGE = Path(__file__).parents[1] / "third_party"
@@ -46,6 +47,18 @@ def test_its_method_stands_in_the_table_and_has_trained(project):
     after = weights(project / "runs/mine/view_consistency/seed1/selected.ckpt")
     assert before.keys() == after.keys()
     assert all(not torch.equal(before[key], after[key]) for key in before if key.endswith("weight"))
+
+
+def test_its_layout_is_read_and_its_score_stands_in_rows_and_table(project):
+    for row in json.loads((project / "runs/mine/results.json").read_text()):
+        assert row["target"] == "data/streets/cityscapes"
+        assert -1 <= row["target_kappa"] <= 1
+        assert -1 <= row["source_kappa"] <= 1
+        assert row["target_missing_classes"] == sum(row[f"target_iou_{name}"] is None for name in CITYSCAPES19.names)
+    done = run_truly(project, "compare", "compare/mine.yaml", "--out", "runs/mine")
+    assert "kappa" in done.output
+    assert "source-" in done.output
+    assert "did you mean" not in done.output
 
 
 def test_its_run_predicts_and_is_calibrated(project):
