@@ -113,6 +113,8 @@ def check(config: str) -> int:
     """
     options = data_options(config)
     domains = domains_of(options)
+    for domain in domains.values():
+        layout_of(domain)  # refuses a name that is not known
     console = Console()
     faults: list[str] = []
     classes, score_classes = _class_sets(options, faults)
