@@ -115,6 +115,8 @@ def check(config: str) -> int:
     path = find_fragment(config)
     options = data_options(path, read_config(path))
     domains = domains_of(options)
+    for domain in domains.values():
+        layout_of(domain)  # refuses a name that is not known
     console = Console()
     faults: list[str] = []
     classes, score_classes = _class_sets(options, faults)

@@ -301,6 +301,7 @@ def test_where_the_data_options_may_stand(town, sfda, tmp_path, capsys):
         ("init_args: {source: {layout: gta5, root: x}}", "names no `target` domain"),
         ("init_args: {target: {layout: gta5, root: x, rooot: y}}", r"unknown options \['rooot'\]; known are layout"),
         ("init_args: {target: {layout: gta5}}", "`target` lacks root"),
+        ("init_args: {target: {layout: gta6, root: x}}", r"known layouts are .* did you mean gta5\?"),
         ("init_args: {target: {layout: gta5, root: 3}}", "no text: root"),
         (
             "init_args: {target: {layout: gta5, root: x, max_pixels: many}}",
