@@ -17,7 +17,7 @@ class OnlineMethod(Method):
         return not self.online
 
     def setup(self, stage: str) -> None:
-        """Settle what can be done.
+        """Prepare a run on one process.
 
         Raises:
             UserError: an online run with several processes.
