@@ -1,5 +1,10 @@
 """The one error type that a user is meant to read."""
 
+from __future__ import annotations
+
+import math
+from typing import Literal
+
 
 class UserError(Exception):
     """Something the user can mend: a path, an option, a file.
@@ -13,8 +18,26 @@ def refuse_negative(**options: float) -> None:
     """Check options of a model that have no upper bound.
 
     Raises:
-        UserError: one of them is below 0.
+        UserError: one of them is below 0, or NaN.
     """
+    refuse_outside(0, math.inf, "[]", **options)
+
+
+def refuse_outside(low: float, high: float, ends: Literal["[]", "[)", "(]", "()"] = "[]", **options: float) -> None:
+    """Check options of a model against an interval.
+
+    Args:
+        low: Where the interval begins.
+        high: Where it ends; infinite: nowhere.
+        ends: Which of both belong to it, as intervals are written.
+        **options: Values by name.
+
+    Raises:
+        UserError: one of them lies outside, or is NaN.
+    """
+    start = f"{'from' if ends[0] == '[' else 'above'} {low:g}"
+    end = {"[]": " to", "(]": ", up to"}.get(ends, ", below") + f" {high:g}"
+    left_out = {bound for bound, bracket in ((low, ends[0]), (high, ends[1])) if bracket in "()"}
     for option, value in options.items():
-        if value < 0:
-            raise UserError(f"model option {option}: a number from 0 up, not {value}")
+        if not low <= value <= high or value in left_out:
+            raise UserError(f"model option {option}: a number {start}{end if high < math.inf else ' up'}, not {value}")

@@ -41,6 +41,7 @@ class Pictures(MethodCallback):
         self.images = images
         self._rows: dict[str, list[tuple[str, list[Array]]]] = {}
 
+    @override
     def on_validation_batch_end(
         self,
         trainer: L.Trainer,
@@ -50,7 +51,6 @@ class Pictures(MethodCallback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep the first images of a domain."""
         if trainer.state.fn != "validate" or not trainer.is_global_zero or outputs is None:
             return
         rows = self._rows.setdefault(self.method.domain_of(dataloader_idx), [])

@@ -11,6 +11,7 @@ import lightning as L
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TaskID, TextColumn
 from rich.text import Text
+from typing_extensions import override
 
 from sfda.methods.kinds.method import Method
 from sfda.progress import Advance, Lines, Pace, TimeColumn, write_line
@@ -31,7 +32,7 @@ def batches_done(trainer: L.Trainer) -> int:
 def _scoring(trainer: L.Trainer, dataloader_idx: int) -> str:
     method = trainer.lightning_module
     assert isinstance(method, Method)
-    return f"scoring {list(method.datamodule.validation_sets)[dataloader_idx]}"
+    return f"scoring {method.domain_of(dataloader_idx)}"
 
 
 class ProgressLines(ProgressBar):
@@ -41,12 +42,12 @@ class ProgressLines(ProgressBar):
         super().__init__()
         self._enabled = True
 
+    @override
     def enable(self) -> None:
-        """Print."""
         self._enabled = True
 
+    @override
     def disable(self) -> None:
-        """Be silent, as on all ranks but the first."""
         self._enabled = False
 
     def show_pass(self, title: str, total: int) -> AbstractContextManager[Advance]:
@@ -60,24 +61,25 @@ class ProgressLines(ProgressBar):
         if self._enabled:
             write_line(line)
 
+    @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin to count."""
         self._steps = self._lines("step", batches_of_fit(trainer), batches_done(trainer))
 
+    @override
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """The step and the loss."""
         loss = trainer.progress_bar_metrics.get("train/loss")
         self._steps.advance(1, f"  loss {loss:.3f}" if isinstance(loss, float) else "")
 
+    @override
     def on_validation_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Begin to count the batches of a domain."""
         if batch_idx == 0:
             self._scored = self._lines(_scoring(trainer, dataloader_idx), trainer.num_val_batches[dataloader_idx])
 
+    @override
     def on_validation_batch_end(
         self,
         trainer: L.Trainer,
@@ -87,7 +89,6 @@ class ProgressLines(ProgressBar):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """The batch of the validation set."""
         self._scored.advance(1)
 
 
@@ -100,23 +101,23 @@ class ProgressBars(RichProgressBar):
     fit: Pace | None = None
 
     @property
+    @override
     def validation_description(self) -> str:
-        """As in a log."""
         return _scoring(self.trainer, self._current_eval_dataloader_idx or 0)
 
     def configure_columns(self, trainer: L.Trainer) -> list[ProgressColumn]:
         """What is counted, how far it is, and how long it takes."""
         return [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _TimeOfFit(self)]
 
+    @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin to count."""
         super().on_train_start(trainer, pl_module)
         self.fit = Pace(batches_of_fit(trainer), batches_done(trainer))
 
+    @override
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count."""
         assert self.fit is not None
         self.fit.done += 1
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
@@ -153,8 +154,8 @@ class _TimeOfFit(TimeColumn):
         super().__init__()
         self._bars = bars
 
+    @override
     def render(self, task: Task) -> Text:
-        """The time of one bar."""
         if task.id == self._bars.train_progress_bar_id and self._bars.fit is not None:
             return Text(f"fit: {self._bars.fit}")
         return super().render(task)

@@ -17,6 +17,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from typing_extensions import override
 
 from sfda import __version__
 from sfda.callbacks.method_callback import MethodCallback
@@ -49,13 +50,13 @@ class WholeCheckpoints(TorchCheckpointIO):
 class MetricsFile(CSVLogger):
     """``metrics.csv`` and ``hparams.yaml``, named where they cannot be written."""
 
+    @override
     def log_hyperparams(self, *arguments: Any, **options: Any) -> None:
-        """Write what the method was made with."""
         with writing(Path(self.log_dir, "hparams.yaml")):
             super().log_hyperparams(*arguments, **options)
 
+    @override
     def save(self) -> None:
-        """Append what was logged."""
         with writing(Path(self.log_dir, "metrics.csv")):
             super().save()
 
@@ -80,8 +81,8 @@ class RunFolder(MethodCallback):
         """The time spent so far, which a resumed run adds to."""
         return {"seconds": self._seconds()}
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The time spent before."""
         self._seconds_before = state_dict["seconds"]
 
     def _seconds(self) -> float:

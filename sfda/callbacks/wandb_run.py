@@ -12,6 +12,7 @@ import lightning as L
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.loggers import WandbLogger
+from typing_extensions import override
 
 from sfda.callbacks.method_callback import MethodCallback
 from sfda.callbacks.run_folder import git_commit
@@ -64,8 +65,8 @@ class WandbRun(MethodCallback):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Log the configuration."""
         super().setup(trainer, pl_module, stage)
         for logger in _wandb_loggers(trainer):
             config = yaml.safe_load(Run(self.folder).config_file.read_text(encoding="utf-8"))
@@ -90,8 +91,8 @@ class WandbRun(MethodCallback):
         """Optimizer steps that the weights have taken."""
         return self.method.loaded_step if trainer.state.fn == "validate" else trainer.global_step
 
+    @override
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Mark the W&B run as failed."""
         if any(_wandb_loggers(trainer)):
             import wandb
 

@@ -78,7 +78,7 @@ def image_ece(
     exact, predicted = top_label(at_least_float32(probabilities.detach()))
     surplus = (predicted == labels).to(exact.dtype) - soft_confidence(probabilities, temperature)
 
-    # A group is one class of one image; ignored pixels go to a spare slot behind all groups.
+    # A group is one class of one image; ignored pixels go to a spare slot after all groups.
     image = torch.arange(batch, device=labels.device).view(-1, 1, 1)
     slots = (image * num_classes + labels) * bins + bin_index(exact, bins)
     slots = slots.masked_fill_(labels == IGNORE, batch * num_classes * bins).flatten()

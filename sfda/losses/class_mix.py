@@ -29,7 +29,7 @@ def class_halves(labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     flat = slots.flatten(1)
     present = torch.zeros(len(labels), num_classes + 1, dtype=torch.bool, device=labels.device)
     present = present.scatter_(1, flat, True)[:, :num_classes]
-    # Absent classes draw a number behind all others: the ranks from 0 on are those of the present ones.
+    # Absent classes draw a number after all others: the ranks from 0 on are those of the present ones.
     draws = torch.rand(present.shape, device=labels.device).masked_fill_(~present, 2)
     rank = draws.argsort(dim=1).argsort(dim=1)
     chosen = rank < (present.sum(dim=1, keepdim=True) + 1) // 2

@@ -88,7 +88,7 @@ def normalised_entropy(logits: Tensor, valid: Tensor, ranks: Ranks = ALONE) -> T
 def mean_probability_entropy(logits: Tensor, valid: Tensor, ranks: Ranks = ALONE) -> Tensor:
     """Entropy of the mean prediction of the real pixels: large where all classes are in use.
 
-    The diversity term of information maximisation (SHOT, arXiv 2002.08546), whose loss is the mean entropy less this.
+    The diversity term of information maximisation (SHOT, arXiv 2002.08546), whose loss is the mean entropy minus this.
 
     Args:
         logits: (B, C, H, W).

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from sfda.data.needs import Needs
-from sfda.errors import UserError
+from sfda.errors import UserError, refuse_outside
 from sfda.files import write_figure, write_json
 from sfda.methods.kinds.gathered import GatheredMethod
 from sfda.methods.kinds.online import OnlineMethod
@@ -81,8 +81,7 @@ class AdaBN(OnlineMethod, GatheredMethod):
             raise UserError(f"model option alpha: auto, or a number from 0 to 1, not {alpha}")
         if online and alpha == "auto":
             raise UserError("model option alpha: a number with online: true, auto needs the images beforehand")
-        if not 0 < forgetting <= 1:
-            raise UserError(f"model option forgetting: a number above 0, up to 1, not {forgetting}")
+        refuse_outside(0, 1, "(]", forgetting=forgetting)
         if not batch_norm_layers(self.network):
             raise UserError(f"AdaBN needs BatchNorm layers with running statistics; {base['network']} has none")
         self.alpha = alpha

@@ -42,7 +42,7 @@ class CalSFDA(ValueNetMethod, SelfTraining):
         scaling: ``ece`` scales confidences by 1 − ê; ``none`` leaves them as they are (the ablation), and the value
             net only reports.
         warmup_epochs: Epochs in which only BN affine parameters train.
-        train_backbone: Train the backbone too behind the warm-up.
+        train_backbone: Train the backbone too after the warm-up.
         ce_weight: Weight of the class-weighted cross-entropy in the symmetric one.
         rce_weight: Weight of the reverse cross-entropy in the symmetric one.
         nl_weight: Weight of negative learning.
@@ -100,7 +100,7 @@ class CalSFDA(ValueNetMethod, SelfTraining):
         return nn.ModuleList([self.network, self.value_net])
 
     def run_statistics_module(self, images: Tensor) -> object:
-        """Both networks, one behind the other."""
+        """Both networks, one after the other."""
         return self.value_net(self.network.forward_features(images)[1])
 
     def label_confidence(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -111,7 +111,7 @@ class CalSFDA(ValueNetMethod, SelfTraining):
         return logits.float().softmax(dim=1), 1 - self.value_net(features)
 
     def re_estimate_statistics(self) -> None:
-        """Now, or, in the official order, behind the labelling."""
+        """Now, or, in the official order, after the labelling."""
         if not self.official_order:
             super().re_estimate_statistics()
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from typing_extensions import override
 
 from sfda.data.label_spaces import IGNORE
 from sfda.data.needs import Needs
-from sfda.errors import UserError, refuse_negative
+from sfda.errors import refuse_negative, refuse_outside
 from sfda.losses.class_mix import paste
 from sfda.losses.cross_entropy import cross_entropy
 from sfda.losses.soft_cross_entropy import soft_cross_entropy
@@ -28,7 +30,7 @@ Parameters = Mapping[str, Tensor]
 
 
 class MetaBatch(NamedTuple):
-    """What the loss behind a virtual step is made of; nothing in it carries a gradient."""
+    """What the loss after a virtual step is made of; nothing in it carries a gradient."""
 
     features: Tensor
     """(B, D, h, w) of the teacher, on the target images."""
@@ -53,7 +55,7 @@ class DACal(TaughtMethod):
 
     The temperatures act on the teacher's labels alone: predictions are the student's, at no further cost. A checkpoint
     holds ψ, and the state of its optimizer (Adam), so that a run can be resumed. Steps are counted, and gradients
-    accumulated and clipped, for the student alone; ψ takes one step a batch.
+    accumulated and clipped, for the student alone; ψ takes one step per batch.
 
     Nothing published names η, the learning rate of ψ or the width of its network: their defaults are this project's.
 
@@ -72,8 +74,7 @@ class DACal(TaughtMethod):
     def __init__(self, temperature_lr: float = 1e-3, virtual_lr: float = 1e-2, hidden: int = 32, **taught: Any) -> None:
         super().__init__(**taught)
         refuse_negative(temperature_lr=temperature_lr, virtual_lr=virtual_lr)
-        if hidden < 1:
-            raise UserError(f"model option hidden: at least 1, not {hidden}")
+        refuse_outside(1, math.inf, hidden=hidden)
         self.temperature_lr = temperature_lr
         self.virtual_lr = virtual_lr
         # Its parameters ask for no gradient, and are no part of the student's optimizer: DDP would wait for them.
@@ -161,8 +162,8 @@ class DACal(TaughtMethod):
         if "optimizer_states" in checkpoint:
             checkpoint["temperature_optimizer"] = self.temperature_optimizer.state_dict()
 
+    @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """For a resumed run."""
         super().on_load_checkpoint(checkpoint)
         self._optimizer_state = checkpoint.get("temperature_optimizer")
 

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sfda.data.label_spaces import IGNORE
 from sfda.data.needs import Needs
-from sfda.errors import UserError, refuse_negative
+from sfda.errors import UserError, refuse_negative, refuse_outside
 from sfda.losses.class_balanced_cross_entropy import (
     class_balanced_cross_entropy,
     class_pixels,
@@ -106,9 +106,7 @@ class IAPC(PseudoLabelledMethod):
         **trained: Any,
     ) -> None:
         super().__init__(**trained)
-        for option, value in (("prototype_momentum", prototype_momentum), ("memory_momentum", memory_momentum)):
-            if not 0 <= value <= 1:
-                raise UserError(f"model option {option}: from 0 to 1, not {value}")
+        refuse_outside(0, 1, prototype_momentum=prototype_momentum, memory_momentum=memory_momentum)
         refuse_negative(importance_weight=importance_weight, enhanced_weight=enhanced_weight)
         refuse_negative(symmetric_weight=symmetric_weight, entropy_weight=entropy_weight, rare_weight=rare_weight)
         if poly_steps is not None and poly_steps < 1:

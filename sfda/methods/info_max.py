@@ -20,7 +20,7 @@ class InfoMax(TrainedMethod):
 
     SHOT-IM of "Do We Really Need to Access the Source Data? Source Hypothesis Transfer for Unsupervised Domain
     Adaptation" (Liang et al., arXiv 2002.08546, section 3.2), implemented from the published description, which is of
-    image classification. Classifier is all that lies behind the encoder (decoder, ASPP, head). The mean prediction is
+    image classification. Classifier is all that comes after the encoder (decoder, ASPP, head). The mean prediction is
     that of the batches of all processes.
 
     Args:

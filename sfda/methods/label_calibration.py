@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sfda.data.needs import Needs
 from sfda.data.sampling import run_seed
-from sfda.errors import UserError
+from sfda.errors import UserError, refuse_outside
 from sfda.files import write_figure, write_json
 from sfda.methods.kinds.gathered import GatheredMethod
 from sfda.methods.kinds.online import OnlineMethod
@@ -44,7 +44,7 @@ class LabelCalibration(OnlineMethod, GatheredMethod):
     """Predicts argmin_c ‖p − q_c‖ with q_c = Σ conf^γ·p / Σ conf^γ over the target pixels predicted as class c.
 
     Implemented from the published description of "Label Calibration for Semantic Segmentation Under Domain Shift"
-    (arXiv 2307.10842); the network stays as it is, a `LabelCalibrationHead` behind it is fitted in one pass over the
+    (arXiv 2307.10842); the network stays as it is, a `LabelCalibrationHead` after it is fitted in one pass over the
     target training images. Probabilities are softmax(−‖p − q_c‖² / τ), with τ fitted so that the mean confidence over
     a uniform sample of the target pixels stays the same; τ is this project's. A class that no pixel was predicted as
     keeps its one-hot vector. Before any fit the head has one-hot vectors alone and predicts what the network does.
@@ -72,19 +72,17 @@ class LabelCalibration(OnlineMethod, GatheredMethod):
 
     def __init__(self, gamma: float = 1.0, online: bool = False, forgetting: float = 0.0, **base: Any) -> None:
         super().__init__(**base)
-        if not 0 <= gamma < math.inf:
-            raise UserError(f"model option gamma: a number from 0 up, not {gamma}")
-        if not 0 <= forgetting <= 1:
-            raise UserError(f"model option forgetting: a number from 0 to 1, not {forgetting}")
+        refuse_outside(0, math.inf, "[)", gamma=gamma)
+        refuse_outside(0, 1, forgetting=forgetting)
         if forgetting and not online:
             raise UserError("model option forgetting works online only: set online to true, or forgetting to 0")
         self.gamma = gamma
         self.online = online
         self.forgetting = forgetting
         self.head = LabelCalibrationHead(base["num_classes"])
-        self._start_anew()
+        self._start_again()
 
-    def _start_anew(self, processes: int = 1, rank: int = 0) -> None:
+    def _start_again(self, processes: int = 1, rank: int = 0) -> None:
         num_classes = len(self.head.conv.weight)
         # Plain tensors: DDP overwrites buffers with those of rank 0.
         self._sums = torch.zeros(num_classes, num_classes + 2, dtype=torch.float64)
@@ -94,7 +92,7 @@ class LabelCalibration(OnlineMethod, GatheredMethod):
     def setup(self, stage: str) -> None:
         """Sums and sample of this process."""
         super().setup(stage)
-        self._start_anew(self.trainer.world_size, self.trainer.global_rank)
+        self._start_again(self.trainer.world_size, self.trainer.global_rank)
 
     def predict_probabilities(self, images: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Calibrated probabilities; see `Method.predict_probabilities`."""
@@ -138,7 +136,7 @@ class LabelCalibration(OnlineMethod, GatheredMethod):
         """A stream begins with one-hot prototypes, whatever a checkpoint holds."""
         super().on_validation_start()
         if self.online:
-            self._start_anew()
+            self._start_again()
             self.head.reset()
 
     def adapt_online(self, images: Tensor) -> None:

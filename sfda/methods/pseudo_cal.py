@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sfda.data.label_spaces import IGNORE
 from sfda.data.needs import Needs
-from sfda.errors import UserError
+from sfda.errors import UserError, refuse_outside
 from sfda.methods.kinds.post_hoc import PostHocCalibration
 from sfda.metrics.functional import top_label
 
@@ -36,13 +36,12 @@ class PseudoCal(PostHocCalibration):
 
     def __init__(self, share: float = 0.65, pairs: Literal["different", "all"] = "different", **base: Any) -> None:
         super().__init__(**base)
-        if not 0.5 < share < 1:
-            raise UserError(f"model option share: a number between 0.5 and 1, not {share}")
+        refuse_outside(0.5, 1, "()", share=share)
         self.share = share
         self.pairs = pairs
 
     def prepare_fit(self) -> None:
-        """Settle that there are pairs."""
+        """Make sure that there are pairs."""
         super().prepare_fit()
         if self.datamodule.batch_size < 2:
             raise UserError("PseudoCal mixes the images of a batch: give --data.init_args.batch_size 2 or more")

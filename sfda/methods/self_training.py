@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from sfda.data.needs import Needs
-from sfda.errors import UserError
+from sfda.errors import refuse_negative, refuse_outside
 from sfda.losses.cross_entropy import cross_entropy
 from sfda.methods.kinds.pseudo_labelled import PseudoLabelledMethod
 from sfda.methods.kinds.target_statistics import target_statistics
@@ -57,15 +57,8 @@ class SelfTraining(PseudoLabelledMethod):
         **trained: Any,
     ) -> None:
         super().__init__(**trained)
-        for option, value in (
-            ("bn_alpha", bn_alpha),
-            ("class_fraction", class_fraction),
-            ("image_fraction", image_fraction),
-        ):
-            if not 0 <= value <= 1:
-                raise UserError(f"model option {option}: from 0 to 1, not {value}")
-        if round < 0:
-            raise UserError(f"model option round: 0 or more, not {round}")
+        refuse_outside(0, 1, bn_alpha=bn_alpha, class_fraction=class_fraction, image_fraction=image_fraction)
+        refuse_negative(round=round)
         self.bn_alpha = bn_alpha
         self.class_fraction = min(1.0, class_fraction + FRACTION_PER_ROUND * round)
         self.image_fraction = min(1.0, image_fraction + FRACTION_PER_ROUND * round)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
 from sfda.data.needs import Needs
-from sfda.errors import UserError, refuse_negative
+from sfda.errors import refuse_negative, refuse_outside
 from sfda.losses.calibration import classwise_ece
 from sfda.losses.cross_entropy import cross_entropy
 from sfda.methods.kinds.trained import TrainedMethod
@@ -48,10 +49,8 @@ class SourceTraining(TrainedMethod):
     ) -> None:
         super().__init__(**trained)
         refuse_negative(alpha=alpha)
-        if bins < 1:
-            raise UserError(f"model option bins: at least 1, not {bins}")
-        if temperature <= 0:
-            raise UserError(f"model option temperature: a number above 0, not {temperature}")
+        refuse_outside(1, math.inf, bins=bins)
+        refuse_outside(0, math.inf, "(]", temperature=temperature)
         self.alpha = alpha
         self.bins = bins
         self.temperature = temperature

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sfda.data.label_spaces import IGNORE
 from sfda.data.needs import Needs
-from sfda.errors import UserError, refuse_negative
+from sfda.errors import refuse_negative, refuse_outside
 from sfda.losses.cross_entropy import cross_entropy
 from sfda.losses.entropy import mean_entropy
 from sfda.losses.mean import mean_over_pixels
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 
 class URMA(TrainedMethod):
-    """Pseudo-labels, entropy, and agreement of auxiliary heads behind dropout with the main one.
+    """Pseudo-labels, entropy, and agreement of auxiliary heads after dropout with the main one.
 
     Sivaprasad and Fleuret, "Uncertainty Reduction for Model Adaptation in Semantic Segmentation" (CVPR 2021),
     implemented from the published description, with its weights, number of heads and learning rates. Every auxiliary
-    head starts as a copy of the network's head and sees its features behind a channel dropout of its own. The
+    head starts as a copy of the network's head and sees its features after a channel dropout of its own. The
     auxiliary heads are saved with the network and take no part in predictions.
 
     Two things differ from the authors' code. Pseudo-labels are the main head's own confident predictions of the moment;
@@ -64,12 +64,9 @@ class URMA(TrainedMethod):
         **trained: Any,
     ) -> None:
         super().__init__(poly_power=poly_power, **trained)
-        if not 0 <= confidence_threshold <= 1:
-            raise UserError(f"model option confidence_threshold: a number from 0 to 1, not {confidence_threshold}")
-        if not 0 <= dropout < 1:
-            raise UserError(f"model option dropout: a number from 0 up to below 1, not {dropout}")
-        if heads < 1:
-            raise UserError(f"model option heads: at least 1, not {heads}")
+        refuse_outside(0, 1, confidence_threshold=confidence_threshold)
+        refuse_outside(0, 1, "[)", dropout=dropout)
+        refuse_outside(1, math.inf, heads=heads)
         refuse_negative(entropy_weight=entropy_weight, uncertainty_weight=uncertainty_weight, head_lr=head_lr)
         self.confidence_threshold = confidence_threshold
         self.dropout = dropout

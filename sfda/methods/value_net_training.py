@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from sfda.data.needs import Needs
-from sfda.errors import UserError
+from sfda.errors import refuse_outside
 from sfda.losses.calibration import image_ece
 from sfda.methods.kinds.value_net import ValueNetMethod, has_labels
 from sfda.metrics.ece_estimate import FirstAndLast
@@ -43,8 +44,7 @@ class ValueNetTraining(ValueNetMethod):
 
     def __init__(self, bins: int = 10, poly_power: float = 0.0, **trained: Any) -> None:
         super().__init__(poly_power=poly_power, **trained)
-        if bins < 1:
-            raise UserError(f"model option bins: at least 1, not {bins}")
+        refuse_outside(1, math.inf, bins=bins)
         self.bins = bins
         self._course = FirstAndLast()
 
@@ -81,13 +81,13 @@ class ValueNetTraining(ValueNetMethod):
 
     # ------------------------------------------------------------------ whether it learnt anything
 
+    @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Where the estimates began."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["first_estimates"] = self._course.first
 
+    @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """For a resumed run."""
         super().on_load_checkpoint(checkpoint)
         self._course.first = list(checkpoint.get("first_estimates", []))
 

@@ -37,7 +37,7 @@ def spearman(one: Tensor, other: Tensor) -> Tensor:
 class EceEstimateQuality(Metric):
     """Estimated against true calibration errors of all images that it has been fed, on all processes together.
 
-    Two numbers an image are kept.
+    Two numbers per image are kept.
 
     Args:
         with_labels: False where there is no truth: the mean estimate only.
@@ -107,7 +107,7 @@ class FirstAndLast:
     def __init__(self, steps: int = 10) -> None:
         self.steps = steps
         self.first: list[Tensor] = []
-        """One tensor (3,) float64 a step: sum of the estimates, of the truths, number of images."""
+        """One tensor (3,) float64 per step: sum of the estimates, of the truths, number of images."""
         self.last: deque[Tensor] = deque(maxlen=steps)
 
     def add(self, estimates: Tensor, truths: Tensor, known: Tensor) -> None:
@@ -130,7 +130,7 @@ class FirstAndLast:
 
 
 def estimate_scatter(estimates: Tensor, truths: Tensor, scores: Mapping[str, float]) -> Figure:
-    """True against estimated calibration error, a dot an image, with the diagonal.
+    """True against estimated calibration error, a dot per image, with the diagonal.
 
     Args:
         estimates: (N,).

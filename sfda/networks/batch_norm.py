@@ -1,6 +1,6 @@
 """Statistics of batch normalisation: to read, gather, mix and compare them (AdaBN, Tent, Cal-SFDA).
 
-A layer is named as in `module.named_modules()`. Statistics are a (mean, variance) pair a layer, each (C,) float64;
+A layer is named as in `module.named_modules()`. Statistics are a (mean, variance) pair per layer, each (C,) float64;
 the variance is the unbiased one, as in torch's running buffers. Layers without running statistics are left out.
 """
 
@@ -86,7 +86,7 @@ def average_running_statistics(module: nn.Module) -> None:
 
 
 def layer_shift(source: Statistics, target: Statistics, eps: float = 1e-5) -> list[LayerShift]:
-    """One row a layer of `target`: a picture of where the domain gap sits.
+    """One row per layer of `target`: a picture of where the domain gap sits.
 
     `eps` is added to every variance, as the layers themselves do: a channel that is dead on source has none.
     """
@@ -125,7 +125,7 @@ def input_layers(network: nn.Module, images: Tensor) -> set[str]:
 
 
 def keep_lone_values(network: nn.Module) -> None:
-    """Let BN layers in train mode normalise by their running statistics where a batch has one value a channel.
+    """Let BN layers in train mode normalise by their running statistics where a batch has one value per channel.
 
     One value has no variance, and torch refuses it; branches that pool globally see it in a stream of single images.
     """

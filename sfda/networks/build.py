@@ -17,7 +17,7 @@ from sfda.errors import UserError
 from sfda.networks.segmenter import Segmenter
 
 _FORMS = """\
-  deeplab_v2_resnet101, deeplab_v2_resnet50 or deeplab_v2_resnet18; with @16 behind it: half the resolution and cost
+  deeplab_v2_resnet101, deeplab_v2_resnet50 or deeplab_v2_resnet18; with @16 after it: half the resolution and cost
   smp:<architecture>/<encoder> of segmentation-models-pytorch, e.g. smp:DeepLabV3Plus/mobilenet_v2
   your_package.module.factory, any importable function or nn.Module class: factory(num_classes) -> nn.Module"""
 
@@ -25,7 +25,7 @@ _FORMS = """\
 def build_network(network: str, num_classes: int, pretrained: Literal["none", "imagenet"] = "none") -> Segmenter:
     """The network of a string, in training mode, on the CPU.
 
-    - ``deeplab_v2_resnet101``, ``_resnet50``, ``_resnet18``: the papers' network, output stride 8 (``@16`` behind the
+    - ``deeplab_v2_resnet101``, ``_resnet50``, ``_resnet18``: the papers' network, output stride 8 (``@16`` after the
       name: 16). backbone: the ResNet; classifier and head: the four convolutions of the ASPP.
     - ``smp:<architecture>/<encoder>``: any of segmentation-models-pytorch. backbone: the encoder; classifier: decoder
       and segmentation head; head: the segmentation head.

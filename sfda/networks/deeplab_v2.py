@@ -19,7 +19,7 @@ class DeepLabV2(nn.Module):
     Args:
         resnet: One of torchvision's ResNets; its parameters are taken over, its pooling and ``fc`` left behind.
         num_classes: C.
-        output_stride: 8 as published; 16 keeps the stride of ``layer3`` and halves the dilations behind it, for
+        output_stride: 8 as published; 16 keeps the stride of ``layer3`` and halves the dilations after it, for
             about half the cost.
     """
 

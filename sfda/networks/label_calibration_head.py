@@ -33,7 +33,7 @@ class LabelCalibrationHead(nn.Module):
 
     ‖p‖² is the same for all classes, so the scores are (2 q_c·p − ‖q_c‖²) / τ. Starts with one-hot prototypes, which
     predict the same classes as p itself, and with the temperature at which a confidence of 0.8, the rest being spread
-    evenly, stays 0.8. Goes behind any segmenter: ``nn.Sequential(segmenter, nn.Softmax(1), head)``.
+    evenly, stays 0.8. Goes after any segmenter: ``nn.Sequential(segmenter, nn.Softmax(1), head)``.
 
     Args:
         num_classes: Number of classes C.

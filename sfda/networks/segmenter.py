@@ -31,7 +31,7 @@ class Segmenter(nn.Module):
 
     Three parts are named: ``backbone`` is the encoder, ``classifier`` all after it, and ``head`` (within the
     classifier) the last convolutions, which give the logits. The head is a module of one input; whatever the network
-    does behind it is taken to be a change of size.
+    does after it is taken to be a change of size.
 
     Args:
         network: Normalised images (B, 3, H, W) → logits (B, C, h, w) of any size, or a mapping that holds them

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from sfda.errors import UserError
+from sfda.errors import UserError, refuse_outside
 from sfda.metrics.functional import at_least_float32, top_label
 from sfda.networks.finite import refuse_nan
 from sfda.progress import ShowProgress, no_progress
@@ -98,16 +98,14 @@ def label_by_class_balance(
         num_classes: Number of classes C, at most 254.
         class_fraction: In [0, 1]; 0 turns the thresholds of classes off.
         image_fraction: In [0, 1]; 0 turns the thresholds of images off.
-        images: Number of images over all ranks, from which the disk space for temporaries is reckoned.
+        images: Number of images over all ranks, from which the disk space for temporaries is computed.
         show_progress: Shows how far the writing of labels is; the pass over `batches` is for the caller to show.
 
     Raises:
         UserError: a fraction is out of its range, the disk is too full, a probability or scale is NaN, or a file
             cannot be written or read.
     """
-    for option, value in (("class_fraction", class_fraction), ("image_fraction", image_fraction)):
-        if not 0 <= value <= 1:
-            raise UserError(f"model option {option}: a number from 0 to 1, not {value}")
+    refuse_outside(0, 1, class_fraction=class_fraction, image_fraction=image_fraction)
     if not store.notes:
         confidences = _keep_confidences(store, batches, predict, num_classes, images)
         scaled, unscaled = gather_histograms(confidences, num_classes)

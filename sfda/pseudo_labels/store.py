@@ -1,4 +1,4 @@
-"""Pseudo-labels on disk: one file an image, and a manifest that says what they were made by."""
+"""Pseudo-labels on disk: one file per image, and a manifest that says what they were made by."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class PseudoLabelStore:
         return dict(self._manifest["notes"])
 
     def open(self) -> None:
-        """Go on where a killed process with the same identity stopped, or begin anew; to be called by all ranks.
+        """Go on where a killed process with the same identity stopped, or start again; to be called by all ranks.
 
         Raises:
             UserError: the manifest cannot be read, or is missing where there are labels.

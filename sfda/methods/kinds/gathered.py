@@ -6,6 +6,7 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
 import torch
+from typing_extensions import override
 
 from sfda.data.datasets import has_images
 from sfda.methods.kinds.method import Method
@@ -71,5 +72,6 @@ class GatheredMethod(Method):
         """A pass that was cut short has changed nothing."""
         return self._finished
 
+    @override
     def configure_optimizers(self) -> None:
-        """None."""
+        return None

@@ -176,7 +176,7 @@ class Method(L.LightningModule, ABC):
 
     @property
     def fit_is_complete(self) -> bool:
-        """Whether a fit that has ended did what it is for, so that its weights may pass for a result."""
+        """Whether a fit that has ended did what it is for, so that its weights are a result."""
         return self.trainer.global_step > 0
 
     @property
@@ -235,7 +235,7 @@ class Method(L.LightningModule, ABC):
             )
         self.initialise_from_source()
 
-    # ------------------------------------------------------------------ validation: final, one for all methods
+    # ------------------------------------------------------------------ validation: final, the same for all methods
 
     @property
     def advice_against_nan(self) -> str:

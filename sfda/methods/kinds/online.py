@@ -20,7 +20,7 @@ class OnlineMethod(Method):
         return not options.get("online") and super().has_fit_with(options)
 
     def setup(self, stage: str) -> None:
-        """Settle what can be done.
+        """Prepare a run on one process.
 
         Raises:
             UserError: an online run with several processes.

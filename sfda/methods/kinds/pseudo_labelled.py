@@ -21,7 +21,7 @@ class PseudoLabelledMethod(TrainedMethod):
     """Pseudo-labels are made once, with the source model, before the loaders are built.
 
     They lie in ``pseudo_labels/`` of the run folder. A fit that is interrupted while it labels goes on where it was;
-    labels made from other weights, of other classes or with other options are made anew.
+    labels made from other weights, of other classes or with other options are replaced.
 
     Class attributes:
         label_options: Names of the hyper-parameters that change the labels.
@@ -66,7 +66,7 @@ class PseudoLabelledMethod(TrainedMethod):
                     raise UserError(
                         f"the pseudo-labels in {store.folder} have to be made again, and {self.source_checkpoint} with "
                         "these options and images no longer gives the weights that this run began with: restore what "
-                        "has changed, or begin anew with another --out"
+                        "has changed, or start again with another --out"
                     )
             with eval_mode(self), torch.no_grad():
                 self.make_labels(store)

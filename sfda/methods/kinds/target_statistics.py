@@ -15,7 +15,7 @@ from sfda.networks.finite import refusing_nan
 IMAGES = 256
 """Images that statistics are estimated on, all ranks together; 16 are enough, more make the estimate repeatable."""
 BATCH = 8
-"""Images a batch and process: every layer sees inputs that batches of this size have normalised."""
+"""Images per batch and process: every layer sees inputs that batches of this size have normalised."""
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sfda.data.label_spaces import IGNORE
-from sfda.errors import UserError
+from sfda.errors import UserError, refuse_outside
 from sfda.losses.class_mix import class_halves, paste
 from sfda.losses.cross_entropy import cross_entropy
 from sfda.losses.mean import mean_over_pixels
@@ -58,7 +58,7 @@ class TaughtMethod(TrainedMethod):
     The student predicts; the teacher is its exponential moving average, in eval mode, with the student's buffers. The
     teacher labels the weak views of the target images. The student sees labelled source images and, in the same pass
     (BN statistics are those of both and move once a step), mixes of strong views: half of the classes of a source
-    image, drawn anew every step, pasted onto a target image. The loss of a mix is the mean over its real pixels;
+    image, drawn again at every step, pasted onto a target image. The loss of a mix is the mean over its real pixels;
     pasted pixels have weight 1, the teacher's labels the share of the target pixels, of all processes' batches, that
     the teacher is sure of.
 
@@ -75,9 +75,7 @@ class TaughtMethod(TrainedMethod):
 
     def __init__(self, teacher_momentum: float = 0.999, threshold: float = 0.968, **trained: Any) -> None:
         super().__init__(**trained)
-        for option, value in (("teacher_momentum", teacher_momentum), ("threshold", threshold)):
-            if not 0 <= value <= 1:
-                raise UserError(f"model option {option}: a number from 0 to 1, not {value}")
+        refuse_outside(0, 1, teacher_momentum=teacher_momentum, threshold=threshold)
         self.teacher_momentum = teacher_momentum
         self.threshold = threshold
         self.teacher = Frozen(copy.deepcopy(self.network))

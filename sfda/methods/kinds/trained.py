@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sfda.data.datasets import has_images
 from sfda.data.sampling import run_seed
-from sfda.errors import UserError, refuse_negative
+from sfda.errors import UserError, refuse_negative, refuse_outside
 from sfda.methods.kinds.method import Method
 from sfda.networks.batch_norm import average_running_statistics
 
@@ -52,8 +52,7 @@ class TrainedMethod(Method):
     ) -> None:
         super().__init__(**base)
         refuse_negative(lr=lr, weight_decay=weight_decay, poly_power=poly_power, warmup_steps=warmup_steps)
-        if not 0 <= momentum < 1:
-            raise UserError(f"model option momentum: a number from 0, below 1, not {momentum}")
+        refuse_outside(0, 1, "[)", momentum=momentum)
         self.optimizer_name = optimizer
         self.lr = lr
         self.momentum = momentum
