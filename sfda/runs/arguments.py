@@ -37,6 +37,7 @@ HARMLESS = {
 }
 """Options that change where a run is scored, not what comes out; a logger changes no more."""
 _OF_ONE_CALL = ("--out", LOGGER)
+Options = Mapping[str, str | None]
 
 
 @dataclass(frozen=True)
@@ -107,30 +108,33 @@ def expand(subcommand: str, arguments: Sequence[str]) -> Job:
     options: list[str] = []
     run = None
     if given and not given[0].startswith("-"):
-        if "--model" in (option for option, _ in _pairs(given[1:])):
-            raise UserError(f"{given[0]} names its model already: leave --model away, or start from --config FILE")
-        experiment, given = resolve(given[0]), given[1:]
-        config = experiment.config
-        seed = dict(_pairs(given)).get("--seed_everything") or config.get("seed_everything")
-        if "--out" not in dict(_pairs(given)):
-            options = ["--out", str(Path("runs", experiment.benchmark, experiment.name, run_name(seed)))]
+        config, options = _of_experiment(given.pop(0), dict(_pairs(given)))
     elif given and given[0].split("=")[0] == "--run":
         folder, given = _take_value(given)
-        run, config = Run(Path(folder)), Run(Path(folder)).config()
-        options = _options_of_run(subcommand, run, given)
-        if "--out" in dict(_pairs(given)):
-            run = run if Path(str(dict(_pairs(given))["--out"])).resolve() == run.folder.resolve() else None
+        run = Run(Path(folder))
+        config, options = run.config(), _options_of_run(subcommand, run, dict(_pairs(given)))
+        run = None if _is_elsewhere(run, dict(_pairs(given))) else run
     for option, value in _pairs(given):
         if option in ("--model.num_classes", "--model.init_args.num_classes"):
             raise UserError("num_classes follows from --data.init_args.classes: set that instead")
+        if is_config(value) and option in ("--config", "-c", *(f"--{part}" for part in PARTS)):
+            config = _with_file(config, option.lstrip("-"), find_fragment(str(value)))
+            continue
         if is_config(value) and option == LOGGER:
             value = str(find_fragment(str(value)))
             read_class(Path(value))  # so that what is wrong with it is said in our words
-        if is_config(value) and option in ("--config", "-c", *(f"--{part}" for part in PARTS)):
-            config = _with_file(config, option.lstrip("-"), find_fragment(str(value)))
-        else:
-            options += [option] if value is None else [option, value]
+        options += [option] if value is None else [option, value]
     return Job(subcommand, tuple(arguments), config, tuple(options), run)
+
+
+def _of_experiment(name: str, given: Options) -> tuple[Config, list[str]]:
+    """The config of an experiment, and where its run goes unless the user says so."""
+    if "--model" in given:
+        raise UserError(f"{name} names its model already: leave --model away, or start from --config FILE")
+    experiment = resolve(name)
+    seed = given.get("--seed_everything") or experiment.config.get("seed_everything")
+    out = Path("runs", experiment.benchmark, experiment.name, run_name(seed))
+    return experiment.config, [] if "--out" in given else ["--out", str(out)]
 
 
 def _with_file(config: Config, kind: str, path: Path) -> Config:
@@ -151,11 +155,11 @@ def _with_file(config: Config, kind: str, path: Path) -> Config:
     return merge(config, content)  # type: ignore[no-any-return]
 
 
-def _options_of_run(subcommand: str, run: Run, rest: Sequence[str]) -> list[str]:
+def _options_of_run(subcommand: str, run: Run, given: Options) -> list[str]:
     """``--run DIR``: a fit goes on from its last checkpoint, a validation scores the selected one."""
-    folder, options = run.folder, dict(_pairs(rest))
+    folder = run.folder
     if subcommand == "fit":
-        if taken := {"--out", "--ckpt_path"} & set(options):
+        if taken := {"--out", "--ckpt_path"} & set(given):
             raise UserError(
                 f"fit --run {folder} goes on in its folder from its last checkpoint: leave {min(taken)} away"
             )
@@ -164,12 +168,16 @@ def _options_of_run(subcommand: str, run: Run, rest: Sequence[str]) -> list[str]
         return ["--out", str(folder), *(["--ckpt_path", str(run.last)] if run.is_resumable else [])]
     if not run.is_finished:
         raise UserError(f"--run {folder}: this run is not finished; resume it with `sfda fit --run {folder}`")
-    arguments = [] if "--out" in options else ["--out", str(folder)]
-    if Path(options.get("--out") or folder).resolve() == folder.resolve():
-        changed = [option for option in options if option not in HARMLESS and not option.startswith(LOGGER)]
-        if changed:
-            raise UserError(f"--run {folder} with {changed[0]} gives other results: say where they go with --out DIR")
-    return arguments if "--ckpt_path" in options else [*arguments, "--ckpt_path", str(run.selected)]
+    changed = [option for option in given if option not in HARMLESS and not option.startswith(LOGGER)]
+    if changed and not _is_elsewhere(run, given):
+        raise UserError(f"--run {folder} with {changed[0]} gives other results: say where they go with --out DIR")
+    defaults = {"--out": str(folder), "--ckpt_path": str(run.selected)}
+    return [word for option, value in defaults.items() if option not in given for word in (option, value)]
+
+
+def _is_elsewhere(run: Run, given: Options) -> bool:
+    """Whether the results go into another folder than that of the run."""
+    return Path(given.get("--out") or run.folder).resolve() != run.folder.resolve()
 
 
 def run_name(seed: object) -> str:
