@@ -62,7 +62,7 @@ def run(job: Job) -> None:
     try:
         CommandLine(job)
     except ArgumentError as error:
-        raise UserError(shorten(str(error))) from error
+        raise (user_error_behind(error) or UserError(shorten(str(error)))) from error
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
     except (ValueError, RuntimeError, ProcessRaisedException) as error:

@@ -139,7 +139,8 @@ def compare(config: str, out: Path, run_here: Callable[[Sequence[str]], int], lo
     for stage in stages.values():
         stage.run.check(stage.settings())
     begun = time.monotonic()
-    preload()
+    if not all(stage.run.is_finished for stage in stages.values()):
+        preload()
     for command in comparison.prepare:
         _prepare(console, command, run_here)
     for number, ((name, seed), stage) in enumerate(stages.items(), start=1):
