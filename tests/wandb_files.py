@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,18 @@ def records(path: Path) -> Iterator[Any]:
 
 
 def content(path: Path) -> dict[str, Any]:
-    """What the records of a file say together: run, config, history rows, summary, exit code."""
+    """What the records of a file say together: run, config, history rows, summary, exit code.
+
+    W&B writes from a process of its own, which may be a little later than the run: its last record is waited for.
+    """
+    for _ in range(100):
+        if (found := _content(path))["exit"] is not None:
+            break
+        time.sleep(0.1)
+    return found
+
+
+def _content(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"config": {}, "history": [], "summary": {}, "exit": None}
     for record in records(path):
         kind = record.WhichOneof("record_type")
