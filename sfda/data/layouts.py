@@ -155,9 +155,7 @@ LAYOUTS = {
         train_ids="_gt_labelTrainIds",
     ),
     "bdd100k": Layout(
-        images="images/10k/{split}/*",
-        labels="labels/sem_seg/masks/{split}/*",
-        classes=in_train_ids(CITYSCAPES19),
+        images="images/10k/{split}/*", labels="labels/sem_seg/masks/{split}/*", classes=in_train_ids(CITYSCAPES19)
     ),
 }
 """The known layouts. Another data set is another row."""

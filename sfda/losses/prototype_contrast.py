@@ -93,12 +93,7 @@ def nearest_prototype(similarities: Tensor, present: Tensor) -> Tensor:
 
 
 def prototype_symmetric_cross_entropy(
-    logits: Tensor,
-    prototype_labels: Tensor,
-    similarities: Tensor,
-    present: Tensor,
-    valid: Tensor,
-    ranks: Ranks = ALONE,
+    logits: Tensor, prototype_labels: Tensor, similarities: Tensor, present: Tensor, valid: Tensor, ranks: Ranks = ALONE
 ) -> Tensor:
     """L_PS: logits learn ŷ_proto, and similarities the class ŷ that the logits predict.
 
