@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 from typing_extensions import override
 
 from sfda.methods import Method
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sfda.data.datasets import DomainBatch
 
 
 class MethodCallback(Callback):
@@ -18,3 +25,13 @@ class MethodCallback(Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         assert isinstance(pl_module, Method)
         self.method = pl_module
+
+    @override
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if outputs is not None:
+            self.on_scored(self.method.domain_of(dataloader_idx), batch, outputs)
+
+    def on_scored(self, domain: str, batch: DomainBatch, probabilities: Tensor) -> None:
+        """Called after each validation batch, with its probabilities (B, C, H, W) over the scored classes."""

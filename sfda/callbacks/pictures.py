@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
@@ -20,6 +19,8 @@ from sfda.metrics.segmentation import SegmentationMetrics
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from sfda.data.datasets import DomainBatch
 
 PANELS = ("image", "label", "prediction", "confidence")
 LARGEST_KEPT = 512
@@ -42,31 +43,22 @@ class Pictures(MethodCallback):
         self._rows: dict[str, list[tuple[str, list[Array]]]] = {}
 
     @override
-    def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        if trainer.state.fn != "validate" or not trainer.is_global_zero or outputs is None:
+    def on_scored(self, domain: str, batch: DomainBatch, probabilities: Tensor) -> None:
+        trainer = self.method.trainer
+        if trainer.state.fn != "validate" or not trainer.is_global_zero:
             return
-        rows = self._rows.setdefault(self.method.domain_of(dataloader_idx), [])
+        rows = self._rows.setdefault(domain, [])
         for i in range(min(len(batch["name"]), self.images - len(rows))):
-            rows.append((batch["name"][i], _panels(batch, i, outputs[i], self.method.datamodule.score_classes)))
+            rows.append((batch["name"][i], _panels(batch, i, probabilities[i], self.method.datamodule.score_classes)))
 
     @override
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
         if trainer.state.fn != "validate":
             return
         metrics = self.method.scoring.find(SegmentationMetrics).items()
         reliability = {domain: of_domain.reliability() for domain, of_domain in metrics if of_domain.with_labels}
-        if trainer.is_global_zero:
-            self._write(reliability)
-
-    def _write(self, reliability: Mapping[str, tuple[Tensor, Tensor, Tensor]]) -> None:
+        if not trainer.is_global_zero:
+            return
         for domain, bins in reliability.items():
             write_figure(self.folder / f"reliability_{domain}.png", reliability_diagram(*bins), dpi=110)
         for domain, rows in self._rows.items():
@@ -76,7 +68,7 @@ class Pictures(MethodCallback):
         self._rows = {}
 
 
-def _panels(batch: Any, index: int, probabilities: Tensor, classes: ClassSet) -> list[Array]:
+def _panels(batch: DomainBatch, index: int, probabilities: Tensor, classes: ClassSet) -> list[Array]:
     """Image, label, prediction and confidence of one image, each (H, W, 3)."""
     image = (batch["image"][index] * 255).round().byte().cpu().numpy().transpose(1, 2, 0)
     confidence, prediction = (part.cpu().numpy() for part in probabilities.max(dim=0))
@@ -94,8 +86,7 @@ def _draw(rows: list[tuple[str, list[Array]]], classes: ClassSet, path: Path) ->
     for line, (name, panels) in zip(axes, rows, strict=True):
         for axis, panel in zip(line, panels, strict=True):
             axis.imshow(panel)
-            axis.set_xticks([])
-            axis.set_yticks([])
+            axis.set(xticks=[], yticks=[])
         line[0].set_ylabel(name, fontsize=7)
     for axis, title in zip(axes[0], (*PANELS[:3], "confidence (white = 1)"), strict=True):
         axis.set_title(title)

@@ -52,43 +52,31 @@ class ProgressLines(ProgressBar):
 
     def show_pass(self, title: str, total: int) -> AbstractContextManager[Advance]:
         """See `sfda.progress.ShowProgress`."""
-        return nullcontext(self._lines(title, total).advance)
-
-    def _lines(self, title: str, total: float, begun: int = 0) -> Lines:
-        return Lines(self._write, title, total, begun)
+        return nullcontext(Lines(self._write, title, total).advance)
 
     def _write(self, line: str) -> None:
         if self._enabled:
             write_line(line)
 
     @override
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._steps = self._lines("step", batches_of_fit(trainer), batches_done(trainer))
+    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
+        self._steps = Lines(self._write, "step", batches_of_fit(trainer), batches_done(trainer))
 
     @override
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         loss = trainer.progress_bar_metrics.get("train/loss")
         self._steps.advance(1, f"  loss {loss:.3f}" if isinstance(loss, float) else "")
 
     @override
     def on_validation_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         if batch_idx == 0:
-            self._scored = self._lines(_scoring(trainer, dataloader_idx), trainer.num_val_batches[dataloader_idx])
+            total = trainer.num_val_batches[dataloader_idx]
+            self._scored = Lines(self._write, _scoring(trainer, dataloader_idx), total)
 
     @override
-    def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_validation_batch_end(self, *_: Any) -> None:
         self._scored.advance(1)
 
 
@@ -105,8 +93,8 @@ class ProgressBars(RichProgressBar):
     def validation_description(self) -> str:
         return _scoring(self.trainer, self._current_eval_dataloader_idx or 0)
 
+    @override
     def configure_columns(self, trainer: L.Trainer) -> list[ProgressColumn]:
-        """What is counted, how far it is, and how long it takes."""
         return [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _TimeOfFit(self)]
 
     @override
@@ -115,12 +103,10 @@ class ProgressBars(RichProgressBar):
         self.fit = Pace(batches_of_fit(trainer), batches_done(trainer))
 
     @override
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, *arguments: Any) -> None:
         assert self.fit is not None
         self.fit.done += 1
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        super().on_train_batch_end(*arguments)
 
     @contextmanager
     def show_pass(self, title: str, total: int) -> Iterator[Advance]:
@@ -143,8 +129,7 @@ class ProgressBars(RichProgressBar):
     def _set_visible(self, bars: list[TaskID], visible: bool) -> None:
         assert self.progress is not None
         for bar in bars:
-            self.progress.update(bar, visible=visible)
-        self.progress.refresh()
+            self.progress.update(bar, visible=visible, refresh=True)
 
 
 class _TimeOfFit(TimeColumn):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import resource
 import subprocess
@@ -28,7 +29,8 @@ from sfda.methods.kinds.trained import count_trained
 from sfda.metrics.scoring import Scores, score_names
 from sfda.runs.run import Run
 
-FIT_FACTS = ("selected_by", "selected_step", "adapt_seconds", "peak_memory_mb")
+FIT_FACTS = ("selected_by", "selected_step", "adapt_seconds", "peak_memory_mb", "git_commit")
+"""What scoring a run leaves as the fit wrote it."""
 SHOWN = (("miou", "mIoU", 100, 1, " %"), ("ece", "ECE", 100, 1, " %"), ("entropy", "entropy", 1, 3, " nats"))
 
 
@@ -40,9 +42,9 @@ def last_checkpoint(folder: Path) -> ModelCheckpoint:
 class WholeCheckpoints(TorchCheckpointIO):
     """Writes checkpoints whole or not at all: where the disk is full, the one before stays as it was."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """As torch.save does; its size is known before it is written."""
-        file = io.BytesIO()
+    @override
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, *_: Any, **__: Any) -> None:
+        file = io.BytesIO()  # so that its size is known before it is written
         torch.save(checkpoint, file)
         write_whole(Path(path), file.getbuffer())
 
@@ -62,13 +64,7 @@ class MetricsFile(CSVLogger):
 
 
 class RunFolder(MethodCallback):
-    """Writes ``selected.ckpt`` when a fit ends, and ``result.json``, the run's row in every table.
-
-    Args:
-        run: The run folder.
-        experiment: Name of the experiment.
-        seed: Seed of the run.
-    """
+    """Writes ``selected.ckpt`` when a fit ends, and ``result.json``, the run's row in every table."""
 
     def __init__(self, run: Run, experiment: str, seed: int) -> None:
         self.run = run
@@ -77,8 +73,8 @@ class RunFolder(MethodCallback):
         self._started = time.perf_counter()
         self._seconds_before = 0.0
 
+    @override
     def state_dict(self) -> dict[str, Any]:
-        """The time spent so far, which a resumed run adds to."""
         return {"seconds": self._seconds()}
 
     @override
@@ -88,10 +84,10 @@ class RunFolder(MethodCallback):
     def _seconds(self) -> float:
         return self._seconds_before + time.perf_counter() - self._started
 
+    @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Start the clock; networks are made, nothing is labelled or trained yet."""
         super().setup(trainer, pl_module, stage)
-        self._started = time.perf_counter()
+        self._started = time.perf_counter()  # networks are made, nothing is labelled or trained yet
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
 
@@ -115,13 +111,8 @@ class RunFolder(MethodCallback):
                 step = selector.selected["step"]
         if trainer.is_global_zero:
             _link(chosen, self.run.selected)
-            facts = {
-                "selected_by": selected_by,
-                "selected_step": step,
-                "adapt_seconds": round(seconds, 2),
-                "peak_memory_mb": peak_memory_mb(),
-            }
-            self.run.write_row(self._row(facts, {}))
+            facts = {"selected_by": selected_by, "selected_step": step, "adapt_seconds": round(seconds, 2)}
+            self.run.write_row(self._row({}) | facts | {"peak_memory_mb": peak_memory_mb()})
             why = "the last one, no selector is at work" if selected_by == "last" else f"selected by {selected_by}"
             _say(f"{self.run.selected}: step {step}, {why}")
 
@@ -137,7 +128,8 @@ class RunFolder(MethodCallback):
         if trainer.ckpt_path is not None and not self.run.selected.exists():
             _link(Path(trainer.ckpt_path), self.run.selected)
             fitted = Run(Path(trainer.ckpt_path).parent)
-        self.run.write_row(self._row({}, self.method.results) | _facts_of_fit(fitted.row()))
+        facts = {key: value for key, value in fitted.row().items() if key in FIT_FACTS}
+        self.run.write_row(self._row(self.method.results) | facts)
         for domain, scores in self.method.results.items():
             shown = [
                 f"{text} {factor * scores[name]:.{digits}f}{unit}"
@@ -147,7 +139,7 @@ class RunFolder(MethodCallback):
             _say(f"{domain}: {', '.join(shown)}")
         _say(f"all scores and pictures are in {self.run.folder}")
 
-    def _row(self, fit: dict[str, Any], results: Mapping[str, Scores]) -> dict[str, Any]:
+    def _row(self, results: Mapping[str, Scores]) -> dict[str, Any]:
         method, data = self.method, self.method.datamodule
         domains = {str(name): domain.root if domain else None for name, domain in data.domains.items()}
         return {
@@ -160,11 +152,11 @@ class RunFolder(MethodCallback):
             "network": method.hparams["network"],
             "source_free": method.has_read.source_free,
             "labels_read": method.has_read.labels_read,
-            "selected_by": fit.get("selected_by"),
-            "selected_step": fit.get("selected_step"),
+            "selected_by": None,
+            "selected_step": None,
             **_scores(score_names(method.make_metrics(data.score_classes, True)), results),
-            "adapt_seconds": fit.get("adapt_seconds"),
-            "peak_memory_mb": fit.get("peak_memory_mb"),
+            "adapt_seconds": None,
+            "peak_memory_mb": None,
             "trained_parameters": count_trained(method),
             "version": __version__,
             "git_commit": git_commit(),
@@ -172,27 +164,13 @@ class RunFolder(MethodCallback):
         }
 
 
-def _facts_of_fit(row: dict[str, Any]) -> dict[str, Any]:
-    """What scoring a run leaves as the fit wrote it."""
-    return {key: row[key] for key in (*FIT_FACTS, "git_commit") if key in row}
-
-
 def _scores(names: Sequence[str], results: Mapping[str, Scores]) -> dict[str, float | None]:
-    """Every score as ``<domain>_<name>``; None where it is NaN, was not computed or could not be.
-
-    Args:
-        names: Scores that every row has.
-        results: Scores of each domain, further ones too.
-    """
+    """`names` and all further scores as ``<domain>_<name>``; None where one is NaN, or was not computed."""
     row: dict[str, float | None] = {}
     for domain in ("target", "source"):
-        scores = results.get(domain, {})
-        row |= {f"{domain}_{name}": _finite(scores.get(name)) for name in dict.fromkeys([*names, *scores])}
+        scores = {**dict.fromkeys(names, math.nan), **results.get(domain, {})}
+        row |= {f"{domain}_{name}": None if math.isnan(value) else value for name, value in scores.items()}
     return row
-
-
-def _finite(value: float | None) -> float | None:
-    return None if value is None or value != value else value
 
 
 def peak_memory_mb() -> float:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
+from typing_extensions import override
 
 from sfda.callbacks.method_callback import MethodCallback
 from sfda.data.needs import DomainName
@@ -70,9 +71,7 @@ class Selector(MethodCallback, ModelCheckpoint):
         self._check_score()
         name = type(self).__name__
         if not trainer.max_epochs or trainer.max_epochs < 1:
-            raise UserError(
-                f"{name} chooses among the last epochs of a fit: say how many there are, --trainer.max_epochs"
-            )
+            raise UserError(f"{name} chooses among the last epochs of a fit: give their number, --trainer.max_epochs")
         if trainer.limit_val_batches == 0 or trainer.max_epochs < (trainer.check_val_every_n_epoch or 1):
             raise UserError(f"{name} chooses by the validation scores of a fit, and this fit validates nothing")
         self.monitor = f"{self.domain}/{self.score}"
@@ -81,14 +80,13 @@ class Selector(MethodCallback, ModelCheckpoint):
 
     def _check_score(self) -> None:
         """What can be known before a validation: a score that only a callback logs has a name of its own."""
-        data = self.method.datamodule
-        of_all_sets = score_names(self.method.make_metrics(data.score_classes, True))
-        of_this_set = score_names(
-            self.method.make_metrics(data.score_classes, data.validation_sets[self.domain].with_labels)
+        data, name = self.method.datamodule, type(self).__name__
+        of_all_sets, of_this_set = (
+            score_names(self.method.make_metrics(data.score_classes, with_labels))
+            for with_labels in (True, data.validation_sets[self.domain].with_labels)
         )
         if self.score in of_this_set:
             return
-        name = type(self).__name__
         if self.score in of_all_sets:
             raise UserError(
                 f"{name} needs labels of the {self.domain} validation images, which {type(self.method).__name__} does "
@@ -96,10 +94,7 @@ class Selector(MethodCallback, ModelCheckpoint):
             )
         close = difflib.get_close_matches(self.score, of_this_set, n=1)
         if close and not self.method.scoring.has_added:
-            raise UserError(
-                f"{name} monitors {self.score!r}, which is not among the scores of a validation: did you mean "
-                f"{close[0]!r}?"
-            )
+            raise UserError(f"{name} monitors {self.score!r}, which no validation computes: did you mean {close[0]!r}?")
 
     def _refuse_missing_score(self, logged: Mapping[str, Any]) -> None:
         """After the first validation it is certain; a score that was computed and not logged is NaN."""
@@ -116,8 +111,7 @@ class Selector(MethodCallback, ModelCheckpoint):
         Raises:
             UserError: no validation computes the score.
         """
-        every = trainer.check_val_every_n_epoch or 1
-        if (trainer.current_epoch + 1) % every:
+        if (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1):
             return
         self._refuse_missing_score(trainer.callback_metrics)
         # A score that is NaN is not logged.
@@ -157,8 +151,8 @@ class Selector(MethodCallback, ModelCheckpoint):
         }
         write_json(path, report)
 
+    @override
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed fit must know of the candidates before."""
         return {**super().state_dict(), "candidates": self.candidates}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

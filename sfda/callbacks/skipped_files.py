@@ -17,8 +17,7 @@ class SkippedFiles(Callback):
         self.skipped: set[str] = set()
 
     def _note(self, batch: dict[str, Any]) -> None:
-        parts = [batch] if "skipped" in batch else batch.values()
-        for part in parts:
+        for part in [batch] if "skipped" in batch else batch.values():
             for message in part["skipped"]:
                 if message not in self.skipped:
                     self.skipped.add(message)
@@ -29,20 +28,18 @@ class SkippedFiles(Callback):
             warnings.warn(f"{len(self.skipped)} bad pairs were left out; each is named above", stacklevel=1)
 
     @override
-    def on_train_batch_start(self, trainer: Any, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, *_: Any) -> None:
         self._note(batch)
 
     @override
-    def on_validation_batch_start(
-        self, trainer: Any, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
+    def on_validation_batch_start(self, trainer: Any, pl_module: Any, batch: Any, *_: Any) -> None:
         self._note(batch)
 
     @override
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_fit_end(self, *_: Any) -> None:
         self._sum_up()
 
     @override
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
         if trainer.state.fn == "validate":
             self._sum_up()

@@ -57,9 +57,6 @@ class WandbRun(MethodCallback):
     The whole ``config.yaml`` and the commit of the code as configuration; the pictures of the run folder (what the
     method draws, and after ``sfda validate`` predictions and reliability diagrams); after a fit the scores of the
     checkpoint that was selected as summary, so that a sweep judges what the run keeps.
-
-    Args:
-        folder: The run folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -92,7 +89,7 @@ class WandbRun(MethodCallback):
         return self.method.loaded_step if trainer.state.fn == "validate" else trainer.global_step
 
     @override
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: L.Trainer, *_: Any) -> None:
         if any(_wandb_loggers(trainer)):
             import wandb
 
