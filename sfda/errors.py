@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import math
+from collections.abc import Iterable
 from typing import Literal
 
 
@@ -41,3 +43,9 @@ def refuse_outside(low: float, high: float, ends: Literal["[]", "[)", "(]", "()"
     for option, value in options.items():
         if not low <= value <= high or value in left_out:
             raise UserError(f"model option {option}: a number {start}{end if high < math.inf else ' up'}, not {value}")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a message about a name that is not among those that are known; "" where none is like it."""
+    close = difflib.get_close_matches(name, list(known), n=3)
+    return f"; did you mean {' or '.join(close)}?" if close else ""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import re
 
 from jsonargparse import ArgumentParser
 from torch.multiprocessing.spawn import ProcessRaisedException
 
-from sfda.errors import UserError
+from sfda.errors import UserError, did_you_mean
 
 WORKER_DIED = r"^DataLoader worker \(pid|shared memory|</torch_"
 """What torch says of a loader's worker that was killed, or of shared memory that is full."""
@@ -59,6 +58,5 @@ def _with_suggestion(message: str) -> str:
     module, _, name = class_path.rpartition(".")
     parser = ArgumentParser()
     parser.add_class_arguments(getattr(importlib.import_module(module), name), "of")
-    close = difflib.get_close_matches(option, [action.dest.removeprefix("of.") for action in parser._actions], n=2)
-    hint = f"; did you mean {' or '.join(close)}?" if close else "."
-    return f"{message}{hint} `sfda fit --{kind}.help {name}` lists all"
+    hint = did_you_mean(option, [action.dest.removeprefix("of.") for action in parser._actions])
+    return f"{message}{hint or '.'} `sfda fit --{kind}.help {name}` lists all"

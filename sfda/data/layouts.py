@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import re
 from dataclasses import dataclass, fields, replace
@@ -12,7 +11,7 @@ from typing import Literal
 from sfda.data.formats import MAX_PIXELS
 from sfda.data.label_spaces import CITYSCAPES19, SYNTHIA_IDS, ClassSet, in_train_ids
 from sfda.data.paths import IMAGE_TYPES, expand_path
-from sfda.errors import UserError
+from sfda.errors import UserError, did_you_mean
 
 LabelValues = Literal["label_ids", "train_ids"]
 
@@ -172,11 +171,8 @@ def layout_of(domain: Domain) -> Layout:
         return LAYOUTS[name]
     if "." in name:
         return _import_layout(name)
-    close = difflib.get_close_matches(name, LAYOUTS, n=1)
-    guess = f"; did you mean {close[0]}?" if close else ""
-    raise UserError(
-        f"layout {name!r}: known layouts are {', '.join(LAYOUTS)}, and `package.module.name` of your own{guess}"
-    )
+    known = f"known layouts are {', '.join(LAYOUTS)}, and `package.module.name` of your own"
+    raise UserError(f"layout {name!r}: {known}{did_you_mean(name, LAYOUTS)}")
 
 
 def _import_layout(path: str) -> Layout:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sfda.errors import UserError
+from sfda.errors import UserError, did_you_mean
 from sfda.yaml_files import read_mapping
 
 Config = dict[str, Any]
@@ -45,12 +44,6 @@ def _find(name: str) -> Path | None:
     return next((path for path in (Path(name), configs_folder() / name) if path.is_file()), None)
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of a message about a name that is not among those that are known."""
-    close = difflib.get_close_matches(name, list(known), n=3)
-    return f"; did you mean {' or '.join(close)}?" if close else ""
-
-
 def is_config(value: object) -> bool:
     """Whether a value is the name of a config file."""
     return isinstance(value, str) and value.endswith((".yaml", ".yml", ".json"))
@@ -65,14 +58,11 @@ def read_config(path: Path) -> Config:
     content = read_mapping(path)
     for part in PARTS:
         if is_config(content.get(part)):
-            content[part] = _read_part(path, part, path.parent / content[part])
+            file = path.parent / content[part]
+            if not file.is_file():
+                raise UserError(f"{path}: `{part}` names {file}, which is not there; paths in it are relative to it")
+            content[part] = read_mapping(file) if part == "trainer" else read_class(file)
     return content
-
-
-def _read_part(path: Path, part: str, file: Path) -> Config:
-    if not file.is_file():
-        raise UserError(f"{path}: `{part}` names {file}, which is not there; paths in this file are relative to it")
-    return read_class(file) if part != "trainer" else read_mapping(file)
 
 
 def read_class(path: Path) -> Config:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import re
 import time
@@ -14,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from sfda.errors import UserError
+from sfda.errors import UserError, did_you_mean
 from sfda.files import WriteError, write_json
 from sfda.processes import started
 from sfda.progress import status, table_console
@@ -87,8 +86,7 @@ def _sweep(name: str, content: Any) -> Sweep:
     if "early_terminate" in content:
         raise UserError("early_terminate is carried out by W&B's server: take it out to run the sweep here")
     if unknown := sorted(set(content) - _NEEDED - _OF_THE_SERVER):
-        close = difflib.get_close_matches(unknown[0], sorted(_NEEDED | _OF_THE_SERVER), n=1)
-        raise UserError(f"unknown key {unknown[0]}" + (f": did you mean {close[0]}?" if close else ""))
+        raise UserError(f"unknown key {unknown[0]}{did_you_mean(unknown[0], sorted(_NEEDED | _OF_THE_SERVER))}")
     if content["method"] not in ("grid", "random"):
         raise UserError(
             f"method {content['method']} needs W&B's server (`wandb sweep`, with an account); grid and random run here"

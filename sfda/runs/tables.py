@@ -13,9 +13,8 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from sfda.errors import UserError
+from sfda.errors import UserError, did_you_mean
 from sfda.files import write_json, write_whole
-from sfda.runs.experiment import did_you_mean
 
 Row = Mapping[str, Any]
 
@@ -23,18 +22,11 @@ Row = Mapping[str, Any]
 
 COLUMNS = ("target_miou", "target_miou13", "target_ece", "target_classwise_ece", "source_miou", "adapt_seconds")
 """Columns of a comparison that names none; the second one only where the runs have it."""
-_FACTS = {
-    "adapt_seconds": "fit\ns",
-    "peak_memory_mb": "memory\nMiB",
-    "trained_parameters": "trained\nparameters",
-    "selected_step": "selected\nstep",
-    "selected_by": "selected\nby",
-    "method": "method",
-    "network": "network",
-    "views": "views",
-    "class_set": "classes",
-}
-"""Facts of a run that may be columns, and their headings."""
+_FACTS = (
+    *("method", "network", "views", "class_set", "selected_by", "selected_step"),
+    *("adapt_seconds", "peak_memory_mb", "trained_parameters"),
+)
+"""Facts of a run that may be columns."""
 _NAMES = {"miou": "mIoU", "ece": "ECE", "classwise_ece": "class ECE", "nll": "NLL", "brier": "Brier", "mce": "MCE"}
 _PERCENT = re.compile(r"miou\d*|iou_.+|.*ece.*|mce|pixel_accuracy|confidence|class_coverage|churn")
 """Scores that are fractions, shown in percent."""
@@ -65,7 +57,7 @@ def unknown_columns(rows: Sequence[Row], columns: Iterable[str]) -> Iterator[str
 def _column(name: str) -> tuple[str, float, int]:
     """Heading, factor and digits of a column."""
     if name in _FACTS:
-        return _FACTS[name], 1, 0
+        return "fit\ns" if name == "adapt_seconds" else name.replace("_", "\n"), 1, 0
     domain, _, score = name.partition("_")
     percent = " %" if _PERCENT.fullmatch(score) else ""
     heading = f"{_NAMES.get(score, re.sub('^miou', 'mIoU', score).replace('_', ' '))}{percent}"

@@ -162,7 +162,7 @@ def test_settings_are_the_values_and_every_config(tmp_path, monkeypatch):
     ("changes", "message"),
     [
         ({"metric": None}, "has the keys command, method, metric, parameters"),
-        ({"methods": "grid"}, "unknown key methods: did you mean method"),
+        ({"methods": "grid"}, "unknown key methods; did you mean method"),
         ({"early_terminate": {"type": "hyperband", "min_iter": 1}}, "early_terminate is carried out by W&B"),
         ({"method": "bayes"}, "method bayes needs W&B's server"),
         ({"metric": "target/infomax"}, "metric has a name"),
