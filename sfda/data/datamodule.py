@@ -10,7 +10,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.fabric.utilities import move_data_to_device
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sfda.data.datasets import Batch, DomainBatch, EvaluationSet, Item, Size, TrainingSet, collate, to_device_format
 from sfda.data.errors import MissingLabels
@@ -144,11 +144,8 @@ class DomainAdaptationDataModule(L.LightningDataModule):
     def _open_stand_in(self, what: str) -> SegmentationSet:
         samples = self._open("target", "train", False, self.score_classes)
         if self._world()[1] == 0:
-            warnings.warn(
-                f"no validation images in {image_folder(samples.domain, 'val')}: {what} its {len(samples)} training "
-                "images",
-                stacklevel=1,
-            )
+            folder = image_folder(samples.domain, "val")
+            warnings.warn(f"no validation images in {folder}: {what} its {len(samples)} training images", stacklevel=1)
         return samples
 
     def _open_to_score(self, name: DomainName) -> SegmentationSet:
@@ -163,9 +160,8 @@ class DomainAdaptationDataModule(L.LightningDataModule):
     def _open(self, name: DomainName, split: Split, labels: bool, wanted: ClassSet) -> SegmentationSet:
         domain = self.domains[name]
         if domain is None:
-            raise UserError(
-                f"{type(self.method).__name__} reads the {name} domain, but data.init_args.{name} is not set"
-            )
+            reader = type(self.method).__name__
+            raise UserError(f"{reader} reads the {name} domain, but data.init_args.{name} is not set")
         samples = SegmentationSet(domain, split, with_labels=labels, class_set=wanted)
         if suspicion := samples.train_ids_suspected():
             warnings.warn(f"{domain.root}: {suspicion}", stacklevel=1)
@@ -173,14 +169,13 @@ class DomainAdaptationDataModule(L.LightningDataModule):
 
     def _check_batch_size(self) -> None:
         """Refuse an epoch without a full batch on every process."""
-        world = self._world()[0]
-        for name, samples in self.training_sets.items():
-            if self._epoch_length() // world < self.batch_size:
-                raise UserError(
-                    f"an epoch of {self._epoch_length()} {name} images ({len(samples)} on disk) has no full batch of "
-                    f"{self.batch_size} on each of {world} processes: lower --data.init_args.batch_size or raise "
-                    "--data.init_args.samples_per_epoch"
-                )
+        world, length = self._world()[0], self._epoch_length()
+        if length // world < self.batch_size:
+            on_disk = " and ".join(f"{len(samples)} {name}" for name, samples in self.training_sets.items())
+            raise UserError(
+                f"an epoch of {length} images ({on_disk} on disk) has no full batch of {self.batch_size} on each of "
+                f"{world} processes: lower --data.init_args.batch_size or raise --data.init_args.samples_per_epoch"
+            )
 
     def _world(self) -> tuple[int, int]:
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
@@ -198,17 +193,19 @@ class DomainAdaptationDataModule(L.LightningDataModule):
         for name, samples in self.training_sets.items():
             seed = (run_seed(), DOMAINS.index(name))
             permutation_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
-            loaders[name] = DataLoader(
+            loaders[name] = self._loader(
                 TrainingSet(samples, self.size, views, seed, self.method.pseudo_labels if name == "target" else None),
-                batch_size=self.batch_size,
-                sampler=TrainingSampler(len(samples), self._epoch_length(), permutation_seed, epoch, world, rank),
-                num_workers=self.num_workers,
-                collate_fn=collate,
+                TrainingSampler(len(samples), self._epoch_length(), permutation_seed, epoch, world, rank),
+                self.batch_size,
                 drop_last=True,  # a last batch of one image kills BatchNorm in train mode
                 pin_memory=torch.cuda.is_available(),
                 persistent_workers=self.num_workers > 0,
             )
         return loaders
+
+    def _loader(self, images: Dataset[Item], sampler: Sampler[Any], batch_size: int, **more: Any) -> DataLoader[Item]:
+        workers = self.num_workers
+        return DataLoader(images, batch_size, sampler=sampler, num_workers=workers, collate_fn=collate, **more)
 
     def _views(self, needs: Needs) -> RandomViews | None:
         if needs.view == "plain":
@@ -238,32 +235,24 @@ class DomainAdaptationDataModule(L.LightningDataModule):
             title: What the pass is for, as `Reader.show_progress` shows it.
             batch_size: Images per batch and process; default `val_batch_size`.
             first: Only so many images, the first ones, and all of them on every rank.
-            shuffled: Only so many images, all ranks together, shuffled and in full batches (as batch statistics need
-                them).
+            shuffled: Only so many images over all ranks, shuffled and in full batches, as batch statistics need them.
 
         Yields:
             Batches of at least one image, in the format of `to_device_format`.
         """
         samples = (self.training_sets if split == "train" else self.validation_sets)[name]
         world, rank = self._world() if first is None else (1, 0)
-        images: TrainingSet | EvaluationSet
+        batch_size = batch_size or self.val_batch_size
         sampler: TrainingSampler | EvaluationSampler
         if shuffled is None:
             count = len(samples) if first is None else min(first, len(samples))
-            images, sampler = EvaluationSet(samples, self.size), EvaluationSampler(count, world, rank)
+            sampler = EvaluationSampler(count, world, rank)
+            loader = self._loader(EvaluationSet(samples, self.size), sampler, batch_size)
         else:
             shuffled = min(shuffled, len(samples))
-            batch_size = min(batch_size or self.val_batch_size, shuffled // world)
-            images = TrainingSet(samples, self.size, None, (run_seed(),))
             sampler = TrainingSampler(len(samples), shuffled, run_seed(), 0, world, rank)
-        loader: DataLoader[Item] = DataLoader(
-            images,
-            batch_size=batch_size or self.val_batch_size,
-            sampler=sampler,
-            num_workers=self.num_workers,
-            collate_fn=collate,
-            drop_last=shuffled is not None,
-        )
+            images = TrainingSet(samples, self.size, None, (run_seed(),))
+            loader = self._loader(images, sampler, min(batch_size, shuffled // world), drop_last=True)
         with self.method.show_progress(title, len(sampler)) as advance:
             for batch in loader:
                 if batch["name"]:
@@ -272,21 +261,14 @@ class DomainAdaptationDataModule(L.LightningDataModule):
 
     def val_dataloader(self) -> list[DataLoader[Item]]:
         """One loader per domain of `validation_sets`, in that order."""
-        world, rank = self._world()
-        return [
-            DataLoader(
-                EvaluationSet(samples, self.size),
-                batch_size=self.val_batch_size,
-                sampler=EvaluationSampler(len(samples), world, rank),
-                num_workers=self.num_workers,
-                collate_fn=collate,
-                pin_memory=torch.cuda.is_available(),
-            )
-            for samples in self.validation_sets.values()
-        ]
+        loaders = []
+        for samples in self.validation_sets.values():
+            images, sampler = EvaluationSet(samples, self.size), EvaluationSampler(len(samples), *self._world())
+            loaders.append(self._loader(images, sampler, self.val_batch_size, pin_memory=torch.cuda.is_available()))
+        return loaders
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch | DomainBatch:
-        """Bytes to floats, on the device: of a `Batch` or a `DomainBatch`."""
+        """Bytes to floats, on the device."""
         if "name" in batch:
             return to_device_format(batch)
         return {domain: to_device_format(part) for domain, part in batch.items()}

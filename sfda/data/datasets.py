@@ -54,12 +54,9 @@ def _to_tensor(image: Any) -> Tensor:
 class TrainingSet(Dataset[Item]):
     """Views of a data set for training; indexed by ``(index, draw)`` of a `TrainingSampler`.
 
-    Args:
-        samples: The pairs on disk.
-        size: (height, width) that images and labels are brought to first; None keeps their own.
-        views: The random view, or None for plain images.
-        seed: Seed of the run and a number of the domain; with the draw it makes the view's seed.
-        pseudo_labels: Labels at the size that the network sees, in the place of those on disk; None: those on disk.
+    Images and labels are brought to `size` = (height, width) first, where there is one, and are plain without `views`.
+    The `seed` (of the run and a number of the domain) makes, with the draw, the seed of a view. `pseudo_labels`, at
+    the size that the network sees, come in the place of the labels on disk.
     """
 
     def __init__(
@@ -70,9 +67,7 @@ class TrainingSet(Dataset[Item]):
         seed: Sequence[int],
         pseudo_labels: PseudoLabels | None = None,
     ) -> None:
-        self.samples = samples
-        self.size = size
-        self.views = views
+        self.samples, self.size, self.views = samples, size, views
         self.seed = tuple(seed)
         self.pseudo_labels = pseudo_labels
 
@@ -133,16 +128,13 @@ def collate(items: Sequence[Item]) -> DomainBatch:
     faults = [str(item) for item in items if isinstance(item, BadPair)]
     good = [item for item in items if not isinstance(item, BadPair)]
     batch: dict[str, Any] = {"name": [item["name"] for item in good], "skipped": faults}
-    for key in good[0] if good else ():
-        if key == "name":
-            continue
+    for key in [key for key in good[0] if key != "name"] if good else []:
         tensors = [item[key] for item in good]
         if len({tensor.shape for tensor in tensors}) > 1:
             shapes = ", ".join(f"{item['name']} {tuple(item[key].shape[-2:])}" for item in good)
             raise UserError(
-                f"the {key}s of one batch differ in size ({shapes}): give all images one size with "
-                "--data.init_args.size '[H, W]'. Where that is not wanted, validation alone takes "
-                "--data.init_args.val_batch_size 1, and training on random views --data.init_args.crop '[H, W]'"
+                f"the {key}s of one batch differ in size ({shapes}): give all images one with --data.init_args.size "
+                "'[H, W]'; or use --data.init_args.val_batch_size 1, and --data.init_args.crop '[H, W]' for training"
             )
         batch[key] = torch.stack(tensors)
     return cast(DomainBatch, batch)
@@ -156,10 +148,8 @@ def has_images(batch: Batch) -> bool:
 def to_device_format(batch: DomainBatch) -> DomainBatch:
     """Images to float RGB in [0, 1], labels to int64; after the transfer, so that bytes travel."""
     converted: dict[str, Any] = dict(batch)
-    for key in ("image", "strong"):
-        if key in converted:
-            converted[key] = converted[key].float() / 255
-    for key in ("label", "pseudo_label"):
-        if key in converted:
-            converted[key] = converted[key].long()
+    for key in converted.keys() & {"image", "strong"}:
+        converted[key] = converted[key].float() / 255
+    for key in converted.keys() & {"label", "pseudo_label"}:
+        converted[key] = converted[key].long()
     return cast(DomainBatch, converted)

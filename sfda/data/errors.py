@@ -28,37 +28,22 @@ class BadList(UserError):
 
 
 class UnreadableFile(UserError):
-    """One file that cannot be read as what it should be.
-
-    Attributes:
-        path: The file.
-        reason: What is wrong with it and what to do.
-    """
+    """One file that cannot be read as what it should be; its `reason` says what is wrong with it and what to do."""
 
     # Everything but the first argument is optional because torch rebuilds a worker's exception from its text alone.
     def __init__(self, path: Path | str, reason: str = "") -> None:
         super().__init__(path, reason)
-        self.path = path
-        self.reason = reason
+        self.path, self.reason = path, reason
 
     def __str__(self) -> str:
-        return ": ".join(str(part) for part in (self.path, self.reason) if part)
+        return ": ".join(str(part) for part in self.args if part)
 
 
 class BadPair(UserError):
-    """One image or its label cannot be used; the rest of the data set can.
-
-    Attributes:
-        name: Name of the pair.
-        path: The file at fault.
-        reason: What is wrong with it and what to do.
-    """
+    """The image or the label of the pair `name` cannot be used, because of the file at `path`; other pairs can."""
 
     def __init__(self, name: str, path: Path | str = "", reason: str = "") -> None:
         super().__init__(name, path, reason)
-        self.name = name
-        self.path = path
-        self.reason = reason
+        self.name, self.path, self.reason = name, path, reason
 
-    def __str__(self) -> str:
-        return ": ".join(str(part) for part in (self.name, self.path, self.reason) if part)
+    __str__ = UnreadableFile.__str__

@@ -36,19 +36,12 @@ ORIENTATIONS = {
 
 @dataclass(frozen=True)
 class Header:
-    """What a file declares.
+    """What a file declares of itself and of the pixels that it stores."""
 
-    Attributes:
-        kind: `PNG`, `JPEG`, `TIFF`, `BMP` or `WebP`, by content.
-        height: Rows of the stored pixels.
-        width: Columns of the stored pixels.
-        orientation: EXIF orientation, a key of `ORIENTATIONS`, or 1.
-    """
-
-    kind: str
+    kind: str  # `PNG`, `JPEG`, `TIFF`, `BMP` or `WebP`, by content
     height: int
     width: int
-    orientation: int = 1
+    orientation: int = 1  # of EXIF: a key of `ORIENTATIONS`, or 1
 
 
 def read_header(path: Path, data: bytes) -> Header:
@@ -71,20 +64,19 @@ def read_header(path: Path, data: bytes) -> Header:
     return header
 
 
-# ---------------------------------------------------------------- PNG (specification, 5 and 11)
-
-
+# PNG: specification, 5 and 11
 def _png(data: bytes) -> Header:
     if not b"IHDR".startswith(data[12:16]):
         raise ValueError("damaged, its first chunk is no header")
     width, height, _, colour_type = struct.unpack_from(">IIBB", data, 16)
-    checked = colour_type in (0, 3)  # grey and palette, as labels are; RGB is left to the decoder, which checks it too
+    # Of grey and palette, as labels are; RGB is left to the decoder, which checks it too.
+    checked = (b"IHDR", b"PLTE", b"IDAT", b"IEND") if colour_type in (0, 3) else ()
     position, kind, orientation = 8, b"", 1
     while kind != b"IEND":
         length, kind = struct.unpack_from(">I4s", data, position)
         end = position + 8 + length
         (checksum,) = struct.unpack_from(">I", data, end)
-        if checked and kind in _CRITICAL and zlib.crc32(memoryview(data)[position + 4 : end]) != checksum:
+        if kind in checked and zlib.crc32(memoryview(data)[position + 4 : end]) != checksum:
             raise ValueError(f"damaged, the checksum of a chunk {kind.decode()} is wrong: copy it again")
         if kind == b"eXIf":
             orientation = _exif_orientation(data[position + 8 : end])
@@ -92,11 +84,7 @@ def _png(data: bytes) -> Header:
     return Header("PNG", height, width, orientation)
 
 
-_CRITICAL = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
-
-
-# ---------------------------------------------------------------- JPEG (ITU-T T.81, annex B)
-
+# JPEG: ITU-T T.81, annex B
 _NO_MARKER = np.zeros(256, dtype=np.bool_)
 _NO_MARKER[[0x00, *range(0xD0, 0xD8), 0xFF]] = True  # after 0xFF: a stuffed byte, restarts within a scan, fill bytes
 _WITHOUT_LENGTH, _END = (0x01, 0xD8), 0xD9
@@ -124,9 +112,7 @@ def _jpeg(data: bytes) -> Header:
     raise EOFError
 
 
-# ---------------------------------------------------------------- TIFF (6.0, sections 2, 8 and 19; BigTIFF), EXIF
-
-
+# TIFF: 6.0, sections 2, 8 and 19; BigTIFF. EXIF lies in the same directories.
 def _tiff(data: bytes) -> Header:
     tags = _tags(data, {256, 257, 258, 273, 274, 279, 324, 325, 339})
     if not {256, 257} <= tags.keys():
@@ -148,18 +134,16 @@ def _tags(data: bytes, wanted: Collection[int]) -> dict[int, tuple[int, ...]]:
     (directory,) = struct.unpack_from(order + word, data, size)
     (count,) = struct.unpack_from(order + ("Q" if big else "H"), data, directory)
     first = directory + (8 if big else 2)
+    letters = {3: "H", 4: "I", 16: "Q"}  # of the whole numbers: type → `struct` format
     tags: dict[int, tuple[int, ...]] = {}
     for place in range(first, first + count * entry, entry):
         tag, kind, values = struct.unpack_from(f"{order}HH{word}", data, place)
-        if tag in wanted and kind in _LETTERS and values:
-            layout, start = f"{order}{values}{_LETTERS[kind]}", place + entry - size
+        if tag in wanted and kind in letters and values:
+            layout, start = f"{order}{values}{letters[kind]}", place + entry - size
             if struct.calcsize(layout) > size:  # then the place of the values stands there
                 (start,) = struct.unpack_from(order + word, data, start)
             tags[tag] = struct.unpack_from(layout, data, start)
     return tags
-
-
-_LETTERS = {3: "H", 4: "I", 16: "Q"}
 
 
 def _exif_orientation(exif: bytes) -> int:
@@ -173,9 +157,7 @@ def _known(orientation: int) -> int:
     return orientation if orientation in ORIENTATIONS else 1
 
 
-# ---------------------------------------------------------------- BMP (BITMAPFILEHEADER), WebP (RFC 9649)
-
-
+# BMP: BITMAPFILEHEADER
 def _bmp(data: bytes) -> Header:
     start, size = struct.unpack_from("<II", data, 10)
     if size == 12:  # the header of OS/2 1.x
@@ -189,6 +171,7 @@ def _bmp(data: bytes) -> Header:
     return Header("BMP", height, max(0, width))
 
 
+# WebP: RFC 9649
 def _webp(data: bytes) -> Header:
     (size,) = struct.unpack_from("<I", data, 4)
     if max(30, size + 8) > len(data):

@@ -28,11 +28,8 @@ def read_image(path: Path, max_pixels: int = MAX_PIXELS) -> Picture:
     """An image as (H, W, 3) uint8 RGB, 0-255: PNG, JPEG, TIFF, BMP or WebP by content, whatever its name.
 
     Grey and CMYK become RGB, alpha is dropped, 16 bits become 8; of several pages or frames the first counts. An EXIF
-    orientation is applied: the image is what a viewer or an annotation tool shows.
-
-    Args:
-        path: The file.
-        max_pixels: Pixels that it may declare; it is refused before memory for more is asked for.
+    orientation is applied: the image is what a viewer or an annotation tool shows. One that declares more than
+    `max_pixels` is refused before memory for them is asked for.
 
     Raises:
         UnreadableFile: missing, empty, cut off, too large, a TIFF of float values, or of another format.
@@ -57,12 +54,8 @@ def read_orientation(path: Path) -> int:
 def read_label_values(path: Path, *, red_channel: bool = False, max_pixels: int = MAX_PIXELS) -> LabelValues:
     """The values of a label PNG as they stand in the file: (H, W) uint8 or uint16.
 
-    Of a palette PNG it is the index, never the colour behind it.
-
-    Args:
-        path: The PNG.
-        red_channel: Whether a PNG of several channels is accepted, its first in RGB order being the label (SYNTHIA).
-        max_pixels: Pixels that it may declare.
+    Of a palette PNG it is the index, never the colour behind it. With `red_channel` a PNG of several channels is
+    accepted, of which the first in RGB order is the label (SYNTHIA).
 
     Raises:
         UnreadableFile: missing, empty, cut off, too large, no PNG, of too few bits or too many channels.

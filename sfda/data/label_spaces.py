@@ -223,17 +223,13 @@ def index_map(classes: ClassSet, into: ClassSet) -> Lookup:
         return np.arange(len(classes), dtype=np.uint8)
     if classes.groups_of_cityscapes19:
         raise UserError(
-            f"labels in the classes of {classes.name!r}, which are groups, cannot be read as {into.name!r}: score with "
-            f"--data.init_args.score_classes {classes.name}, or train a network with --data.init_args.classes "
-            f"{classes.name}"
+            f"labels in the classes of {classes.name!r}, which are groups, cannot be read as {into.name!r}: set "
+            f"--data.init_args.score_classes (to train a network: --data.init_args.classes) to {classes.name}"
         )
     place = {name: index for index, name in enumerate(into.names)}
     if into.groups_of_cityscapes19:
-        place = {
-            member: into.names.index(group)
-            for group, members in into.groups_of_cityscapes19.items()
-            for member in members
-        }
+        groups = into.groups_of_cityscapes19.items()
+        place = {member: into.names.index(group) for group, members in groups for member in members}
     mapped = np.array([place.get(name, IGNORE) for name in classes.names], dtype=np.uint8)
     if (mapped == IGNORE).all():
         raise UserError(

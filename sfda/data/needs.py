@@ -49,7 +49,10 @@ class Needs:
 
     def __post_init__(self) -> None:
         for name, words in _WORDS.items():
-            _refuse_other_words(name, getattr(self, name), words)
+            if (given := getattr(self, name)) not in words:
+                close = difflib.get_close_matches(str(given), words, n=1)
+                guess = f"; did you mean {close[0]!r}?" if close else ""
+                raise UserError(f"Needs: {name}: one of {', '.join(map(repr, words))}, not {given!r}{guess}")
         if self.wanted_classes is not None and (type(self.wanted_classes) is not int or self.wanted_classes < 1):
             raise UserError(f"Needs: wanted_classes: None or a number from 1 up, not {self.wanted_classes!r}")
 
@@ -82,14 +85,6 @@ class Needs:
 
     def _read(self, domain: DomainName) -> Read:
         return self.source if domain == "source" else self.target
-
-
-def _refuse_other_words(name: str, given: object, words: tuple[str, ...]) -> None:
-    if given in words:
-        return
-    close = difflib.get_close_matches(str(given), words, n=1)
-    guess = f"; did you mean {close[0]!r}?" if close else ""
-    raise UserError(f"Needs: {name}: one of {', '.join(map(repr, words))}, not {given!r}{guess}")
 
 
 def refuse_words_of_before(method: type) -> None:

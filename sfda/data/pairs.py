@@ -36,14 +36,9 @@ def _raise(fault: UserError) -> NoReturn:
 def read_pairs(domain: Domain, split: Split, with_labels: bool, report: Report = _raise) -> list[Pair]:
     """The images of a split in natural order of their names, with the paths of their labels if these are asked for.
 
-    A label that is missing for some images only is left to the reader of that pair.
-
-    Args:
-        domain: The data set.
-        split: Its part.
-        with_labels: Whether labels are asked for.
-        report: Told of faults that leave other pairs usable: no labels at all, names that stand twice, names in a list
-            without an image. Default: they are raised like the rest.
+    A label that is missing for some images only is left to the reader of that pair. `report` is told of faults that
+    leave other pairs usable: no labels at all, names that stand twice, names in a list without an image. By default
+    they are raised like the rest.
 
     Raises:
         MissingRoot: the root or its image folder does not exist.
@@ -55,10 +50,9 @@ def read_pairs(domain: Domain, split: Split, with_labels: bool, report: Report =
     """
     _check_options(domain)
     images, labels = places(domain, split)
+    hint = ""
     if split == "val" and domain.val_images != Domain.val_images and places(domain, "train")[0].folders():
         hint = "; without such a folder leave `val_images` out: adapting a target without labels needs none"
-    else:
-        hint = ""
     found = _find_images(images, labels, report, hint)
     root = domain.folder
     if "train_list" in layout_of(domain).options:
@@ -90,8 +84,7 @@ def _natural(name: str) -> tuple[list[tuple[bool, int, str]], str]:
 def _files_by_name(place: Place, report: Report) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in place.files():
-        name = place.name_of(path)
-        if name is None:
+        if (name := place.name_of(path)) is None:
             continue
         if name in found:
             report(DuplicateName(f"{found[name]} and {path} have one name, {name!r}: keep one of them"))
@@ -135,9 +128,7 @@ def _likely_root(images: Place, labels: Place) -> str:
         return f"; set `root` to its parent {root.parent}"
     for folder in _other_folders(root, labels.folder):
         if (folder / top).is_dir():
-            return (
-                f"; found {folder / top}: set `root` to {folder}, or move the files of all such folders to {root / top}"
-            )
+            return f"; found {folder / top}: set `root` to {folder}, or move the files of such folders to {root / top}"
     return ""
 
 
@@ -152,18 +143,12 @@ def _find_labels(images: Place, labels: Place, wanted: dict[str, Path], report: 
     if labels.fallback and not found:
         found = _files_by_name(replace(labels, suffix=labels.fallback), report)
     frames = {name: images.frame(name) for name in wanted}
-    expected = {
-        name: labels.beside(image, images) / f"{frames[name]}{labels.suffix}.png" for name, image in wanted.items()
-    }
+    endings = {name: f"{frame}{labels.suffix}.png" for name, frame in frames.items()}
+    expected = {name: labels.beside(image, images) / endings[name] for name, image in wanted.items()}
     there = {name: found[frame] for name, frame in frames.items() if frame in found}
     if not there:
-        example = next(iter(expected.values()))
-        report(
-            MissingLabels(
-                f"{labels.folder}: no label for any of the {len(wanted)} images; labels are PNG files with the images' "
-                f"names, such as {example}{_train_ids_beside(labels)}"
-            )
-        )
+        fault = f"{labels.folder}: no label for any of the {len(wanted)} images; labels are PNG files with their names"
+        report(MissingLabels(f"{fault}, such as {next(iter(expected.values()))}{_train_ids_beside(labels)}"))
         return {}
     return expected | there
 

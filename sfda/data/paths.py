@@ -29,12 +29,7 @@ def files_below(folder: Path, levels: int | None = None, without: Path | None = 
     """Files, not the hidden ones, in a folder and in the folders below it.
 
     Links are followed, but not back to a folder that they stand in; a folder that is reached by several paths is looked
-    into once.
-
-    Args:
-        folder: Where to look.
-        levels: How many levels of folders below it are looked into; None: all.
-        without: A folder that is not looked into.
+    into once, the folder `without` never, and others down to so many `levels` below the first one (None: all).
     """
     seen = set() if without is None else {without.resolve()}
     waiting = deque([(folder, 0)])
@@ -57,12 +52,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def describe_left_out(files: Sequence[Path], pattern: str = "*") -> str:
-    """One line about the files of an image folder that are not read; "" where there are none.
-
-    Args:
-        files: Those files.
-        pattern: What the names of those that are read are like, without the type.
-    """
+    """One line about `files` of an image folder that are not read, since those that are have names like `pattern`."""
     if not files:
         return ""
     kinds = sorted(Counter(path.suffix.lower() or "no ending" for path in files).items())

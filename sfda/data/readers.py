@@ -27,44 +27,23 @@ from sfda.data.pairs import read_pairs
 from sfda.data.splits import Split
 from sfda.errors import UserError
 
-__all__ = [
-    "FAULT",
-    "Domain",
-    "Sample",
-    "SegmentationSet",
-    "class_set_of_files",
-    "count_values",
-    "labels_in",
-    "look_up",
-    "read_values",
-    "train_ids_suspected",
-]
-
 FAULT = 254
 """Entry of a lookup table for values that have no meaning in the data set: a class set has at most 254 classes."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One pair in memory.
+    """One pair in memory."""
 
-    Attributes:
-        name: Name of the pair, unique in its split.
-        image: (H, W, 3) uint8 RGB, 0-255.
-        label: (H, W) uint8, index in the wanted class set or 255; None where labels are not asked for.
-    """
-
-    name: str
-    image: Picture
-    label: npt.NDArray[np.uint8] | None
+    name: str  # unique in its split
+    image: Picture  # (H, W, 3) RGB, 0-255
+    label: npt.NDArray[np.uint8] | None  # (H, W), index in the wanted class set or 255; None where not asked for
 
 
 def labels_in(domain: Domain, wanted: ClassSet) -> Lookup:
-    """What a value in a label file of `domain` is in the class set `wanted`.
+    """What a value in a label file of `domain` is in the class set `wanted`: a table (65536,) uint8.
 
-    Returns:
-        (65536,) uint8: value → index in `wanted`, 255 where it takes part in nothing, `FAULT` where the value has no
-        meaning in the data set.
+    It has 255 for what takes part in nothing, and `FAULT` for values without a meaning in the data set.
 
     Raises:
         UserError: a `folder` does not say what its values mean, or the two class sets have nothing in common.
@@ -105,11 +84,7 @@ def _has_cityscapes_ids(domain: Domain) -> bool:
 class SegmentationSet:
     """One split of a data set, read pair by pair; nothing is written beside the files.
 
-    Args:
-        domain: The data set.
-        split: Its part.
-        with_labels: Whether labels are read. If not, nothing under the label folder is touched.
-        class_set: The class set in which labels are wanted.
+    Labels come in `class_set`; without them (`with_labels`), nothing under the label folder is touched.
 
     Raises:
         UserError: the data set is not as its layout says, see `read_pairs` and `labels_in`.
@@ -161,11 +136,8 @@ def train_ids_suspected(domain: Domain, pixels: npt.NDArray[np.int64]) -> str | 
     """Says so where label files that ought to hold Cityscapes label ids look as if they held train ids.
 
     In label ids 0 to 6 are ignored; in train ids they are road to traffic light, most of a street. Of 19 to 33, which
-    train ids do not have, vegetation, sky and cars are on every street.
-
-    Args:
-        domain: The data set.
-        pixels: (256,) pixels of each value, over some of its label files.
+    train ids do not have, vegetation, sky and cars are on every street. `pixels` (256,) are those of each value, over
+    some of the label files.
     """
     if not _has_cityscapes_ids(domain) or domain.label_values == "train_ids":
         return None
@@ -179,13 +151,7 @@ def train_ids_suspected(domain: Domain, pixels: npt.NDArray[np.int64]) -> str | 
 
 
 def read_values(path: Path, domain: Domain, image: Path, image_size: tuple[int, ...] | None) -> LabelValues:
-    """The values of one label map as they stand in its file: (H, W) uint8 or uint16.
-
-    Args:
-        path: The label file.
-        domain: The data set it belongs to.
-        image: The image that it is the label of.
-        image_size: (H, W) of the image, which the label must share; None where it is not known.
+    """The values of the label map of `image` as they stand in the file `path`: (H, W) uint8 or uint16.
 
     Raises:
         UnreadableFile: it cannot be decoded, or has another size than its image.
@@ -218,7 +184,8 @@ def _value_fault(domain: Domain, values: npt.NDArray[np.integer]) -> str:
 
 
 def _size_fault(image: Path, image_size: tuple[int, ...], label_size: tuple[int, ...]) -> str:
-    fault = f"image {_size(image_size)} and label {_size(label_size)} (height x width) differ in size"
+    sizes = [f"{height}x{width}" for height, width in (image_size, label_size)]
+    fault = f"image {sizes[0]} and label {sizes[1]} (height x width) differ in size"
     if label_size != image_size[::-1] or (orientation := read_orientation(image)) <= 4:
         return fault
     return (
@@ -226,7 +193,3 @@ def _size_fault(image: Path, image_size: tuple[int, ...], label_size: tuple[int,
         "label seems to be drawn on the stored pixels: save the label turned likewise, or remove the orientation from "
         f"the image (exiftool -Orientation= {image})"
     )
-
-
-def _size(shape: tuple[int, ...]) -> str:
-    return f"{shape[0]}x{shape[1]}"

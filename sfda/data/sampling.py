@@ -25,13 +25,8 @@ class TrainingSampler(DistributedSampler[int]):
     shorter or longer than the data set. Yields ``(index, draw)``: the draw numbers all samples of a run and seeds the
     random transform of its sample, so that no worker, rank or resume changes what is drawn.
 
-    Args:
-        dataset_size: Number of images.
-        samples_per_epoch: Samples of an epoch, all ranks together; what does not divide by the ranks is left out.
-        seed: Seed of the permutations.
-        epoch: Epoch to begin with; workers prefetch before Lightning calls `set_epoch`.
-        num_replicas: Number of processes.
-        rank: Rank of this process.
+    An epoch has `samples_per_epoch` over all `num_replicas` processes; what does not divide by them is left out. The
+    first one is `epoch`, since workers prefetch before Lightning calls `set_epoch`.
     """
 
     def __init__(

@@ -20,14 +20,10 @@ _VAL_SHARE = 0.1
 def names_in_split(
     root: Path, split: Split, given: Mapping[Split, str | None], names: set[str], report: Report
 ) -> Iterable[str]:
-    """The images of a split: those of its list of names or, without any list, of a fixed share by a hash of the name.
+    """Those of all `names` in a split: those of its list or, without any list, a fixed share by a hash of the name.
 
-    Args:
-        root: Folder of the data set, in which the lists have their default places.
-        split: The split.
-        given: Paths of the lists as the user named them.
-        names: All images of the data set.
-        report: Told of names that stand twice or have no image.
+    The lists are at the `given` paths or, by default, in `root`. `report` is told of their names that stand twice or
+    have no image.
 
     Raises:
         BadList: a list cannot be read, is empty, or is there for the other split alone.

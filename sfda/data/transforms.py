@@ -17,9 +17,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import albumentations as A
 
-TRIES = 10
-"""Crops that are drawn at most for one with enough classes."""
-
+TRIES = 10  # crops that are drawn at most for one with enough classes
 Array = npt.NDArray[np.uint8]
 
 
@@ -41,19 +39,12 @@ def resize_label(label: Array, size: tuple[int, int] | None) -> Array:
 
 @dataclass
 class View:
-    """One random view of an image.
+    """One random view of an image."""
 
-    Attributes:
-        image: (h, w, 3) uint8, geometry applied.
-        label: (h, w) uint8 train ids, 255 where padded; None for an image without a label.
-        valid: (h, w) bool, False where the crop had to be padded.
-        strong: (h, w, 3) uint8, the same crop with strong photometric augmentation, where asked for.
-    """
-
-    image: Array
-    label: Array | None
-    valid: npt.NDArray[np.bool_]
-    strong: Array | None
+    image: Array  # (h, w, 3), geometry applied
+    label: Array | None  # (h, w) train ids, 255 where padded; None for an image without a label
+    valid: npt.NDArray[np.bool_]  # (h, w), False where the crop had to be padded
+    strong: Array | None  # (h, w, 3), the same crop with strong photometric augmentation, where asked for
 
 
 class RandomViews:
@@ -70,12 +61,7 @@ class RandomViews:
     """
 
     def __init__(
-        self,
-        crop: tuple[int, int] | None,
-        scale: tuple[float, float],
-        *,
-        strong: bool,
-        wanted_classes: int | None = None,
+        self, crop: tuple[int, int] | None, scale: tuple[float, float], strong: bool, wanted_classes: int | None = None
     ) -> None:
         self.wanted_classes = None if crop is None else wanted_classes
         steps: list[A.BasicTransform] = []
@@ -86,17 +72,9 @@ class RandomViews:
                 A.RandomCrop(*crop),
             ]
         self.geometry = A.Compose([*steps, A.HorizontalFlip(p=0.5)])
-        self.photometry = (
-            A.Compose(
-                [
-                    A.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, p=0.8),
-                    A.ToGray(p=0.1),
-                    A.GaussianBlur(blur_limit=(3, 7), p=0.5),
-                ]
-            )
-            if strong
-            else None
-        )
+        jitter = A.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, p=0.8)
+        photometry = A.Compose([jitter, A.ToGray(p=0.1), A.GaussianBlur(blur_limit=(3, 7), p=0.5)])
+        self.photometry = photometry if strong else None
 
     def __call__(self, image: Array, label: Array | None, seed: int) -> View:
         """The view of an image (H, W, 3) and its label (H, W) that belongs to `seed`."""
@@ -107,12 +85,8 @@ class RandomViews:
         if self.photometry is not None:
             self.photometry.set_random_seed(seed)
             strong = self.photometry(image=drawn["image"])["image"]
-        return View(
-            image=drawn["image"],
-            label=None if label is None else drawn["masks"][1],
-            valid=drawn["masks"][0] == 0,
-            strong=strong,
-        )
+        padding, *labels = drawn["masks"]
+        return View(drawn["image"], labels[0] if labels else None, padding == 0, strong)
 
     def _draw(self, image: Array, masks: list[Array]) -> dict[str, Any]:
         """One geometry of image, padding and, where there is one, label."""
