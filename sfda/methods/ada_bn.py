@@ -1,14 +1,14 @@
 """Batch normalisation with the target's statistics."""
 
-from __future__ import annotations
-
 import sys
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torchmetrics import MeanMetric
 
+from sfda.data.datasets import Batch
 from sfda.data.needs import Needs
 from sfda.errors import UserError, refuse_outside
 from sfda.files import write_figure, write_json
@@ -28,12 +28,7 @@ from sfda.networks.batch_norm import (
     mix_statistics,
     read_statistics,
 )
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from sfda.data.datasets import Batch
-    from sfda.progress import Advance
+from sfda.progress import Advance
 
 ALPHAS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 SCORED_IMAGES = 32
@@ -93,8 +88,6 @@ class AdaBN(OnlineMethod, GatheredMethod):
         self._statistics = BatchStatistics(self.network)
         self._images: list[Tensor] = []
 
-    # ------------------------------------------------------------------ one pass
-
     def gather(self, batch: Batch) -> None:
         """Sum the statistics of the target images; keep the first ones to score α on."""
         images = batch["target"]["image"]
@@ -151,8 +144,6 @@ class AdaBN(OnlineMethod, GatheredMethod):
             advance(1)
         return float(agreement.compute()), float(label_free.compute()["infomax"])
 
-    # ------------------------------------------------------------------ online
-
     def on_validation_start(self) -> None:
         """A stream begins with the source model, whatever a checkpoint holds."""
         super().on_validation_start()
@@ -181,8 +172,6 @@ class AdaBN(OnlineMethod, GatheredMethod):
         """Online, the report of where the stream has led."""
         if self.online:
             self._report(float(self.alpha), [], layer_shift(self._source, self._followed), self._changed)
-
-    # ------------------------------------------------------------------ report
 
     def _report(
         self, alpha: float, scores: list[dict[str, float]], shifts: list[LayerShift], changed: set[str]

@@ -1,16 +1,15 @@
 """Cal-SFDA's third stage: adaptation to the target, guided by the estimated calibration error."""
 
-from __future__ import annotations
-
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from sfda.data.datasets import Batch
 from sfda.data.needs import Needs
 from sfda.errors import UserError, refuse_negative
 from sfda.losses.entropy import normalised_entropy
@@ -20,9 +19,6 @@ from sfda.methods.kinds.value_net import ValueNetMethod, load_value_net
 from sfda.methods.self_training import SelfTraining
 from sfda.pseudo_labels.thresholds import class_weights, effective_number
 from sfda.ranks import ALL_RANKS
-
-if TYPE_CHECKING:
-    from sfda.data.datasets import Batch
 
 
 class CalSFDA(ValueNetMethod, SelfTraining):
@@ -87,8 +83,6 @@ class CalSFDA(ValueNetMethod, SelfTraining):
         self.official_order = official_order
         self._class_weights = torch.ones(0)
 
-    # ------------------------------------------------------------------ before training
-
     def initialise_from_source(self) -> None:
         """Both networks, with the target's BN statistics unless these come later."""
         if self.source_checkpoint is not None:
@@ -138,8 +132,6 @@ class CalSFDA(ValueNetMethod, SelfTraining):
         super().on_train_start()
         for logger in self.loggers:
             logger.log_metrics({"train/effective_classes": float(effective_number(self._class_weights))}, step=0)
-
-    # ------------------------------------------------------------------ training
 
     @property
     def in_warmup(self) -> bool:

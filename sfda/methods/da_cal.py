@@ -1,16 +1,15 @@
 """A mean teacher whose soft labels are calibrated by a network that learns to give temperatures."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from typing_extensions import override
 
+from sfda.data.datasets import Batch
 from sfda.data.label_spaces import IGNORE
 from sfda.data.needs import Needs
 from sfda.errors import refuse_negative, refuse_outside
@@ -22,9 +21,6 @@ from sfda.metrics.functional import at_least_float32
 from sfda.networks.segmenter import BACKBONE, HEAD_INPUT, Segmenter
 from sfda.networks.temperature_net import TemperatureNet
 from sfda.ranks import ALL_RANKS, at_once, mean_over_ranks
-
-if TYPE_CHECKING:
-    from sfda.data.datasets import Batch
 
 Parameters = Mapping[str, Tensor]
 
@@ -100,8 +96,6 @@ class DACal(TaughtMethod):
         self.log_dict(facts, on_step=True, batch_size=len(logits))
         return self.student_losses(student, batch, mix, (logits / temperatures).softmax(dim=1))
 
-    # ------------------------------------------------------------------ bi-level optimisation
-
     def improve_temperatures(self, meta: MetaBatch) -> Tensor:
         """One step of ψ along the gradient of `outer_loss`, averaged over ranks; gives the loss before it."""
         psi = {name: value.detach().requires_grad_() for name, value in self.temperature.named_parameters()}
@@ -144,8 +138,6 @@ class DACal(TaughtMethod):
     def outer_labels(self, batch: Batch, mix: Mix) -> Tensor:
         """Labels (B, H, W) of the complementary mixes: those of the pasted source pixels, 255 elsewhere."""
         return mix.donors.classes.where(mix.rest, IGNORE)
-
-    # ------------------------------------------------------------------ the optimizer of ψ
 
     @property
     def temperature_optimizer(self) -> torch.optim.Optimizer:

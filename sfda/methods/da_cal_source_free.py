@@ -1,22 +1,18 @@
 """DA-Cal without source: the frozen source model's confident pixels stand in for source labels."""
 
-from __future__ import annotations
-
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from sfda.data.datasets import Batch
 from sfda.data.label_spaces import IGNORE
 from sfda.data.needs import Needs
 from sfda.methods.da_cal import DACal
 from sfda.methods.kinds.taught import Mix, TargetMix
 from sfda.metrics.functional import at_least_float32, top_label
 from sfda.networks.frozen import Frozen
-
-if TYPE_CHECKING:
-    from sfda.data.datasets import Batch
 
 
 class DACalSourceFree(TargetMix, DACal):

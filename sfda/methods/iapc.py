@@ -1,15 +1,14 @@
 """IAPC: importance-aware learning from the source model and prototype contrast on the target."""
 
-from __future__ import annotations
-
 import copy
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from sfda.data.datasets import Batch, DomainBatch
 from sfda.data.label_spaces import IGNORE
 from sfda.data.needs import Needs
 from sfda.errors import UserError, refuse_negative, refuse_outside
@@ -36,11 +35,8 @@ from sfda.networks.ema import update_average
 from sfda.networks.frozen import Frozen
 from sfda.networks.segmenter import BACKBONE
 from sfda.pseudo_labels.labelling import label_by_argmax
+from sfda.pseudo_labels.store import PseudoLabelStore
 from sfda.ranks import ALL_RANKS, sum_over_ranks
-
-if TYPE_CHECKING:
-    from sfda.data.datasets import Batch, DomainBatch
-    from sfda.pseudo_labels.store import PseudoLabelStore
 
 HEAD_LR = 10.0
 """Learning rate of the head as a multiple of `lr`."""
@@ -129,8 +125,6 @@ class IAPC(PseudoLabelledMethod):
         if prototypes == "momentum":
             self.register_buffer("memory_prototypes", torch.zeros(trained["num_classes"], channels))
 
-    # ------------------------------------------------------------------ before training
-
     def initialise_from_source(self) -> None:
         """All three copies."""
         super().initialise_from_source()
@@ -145,8 +139,6 @@ class IAPC(PseudoLabelledMethod):
 
         batches = self.datamodule.plain_batches("target", self.device, title="making pseudo-labels")
         label_by_argmax(store, batches, predict)
-
-    # ------------------------------------------------------------------ training
 
     def trainable_parameters(self) -> list[dict[str, Any]]:
         """All but BN's affine parameters; the head learns faster."""

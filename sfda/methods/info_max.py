@@ -1,18 +1,14 @@
 """Information maximisation: confident on every pixel, diverse over all of them."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
+from sfda.data.datasets import Batch
 from sfda.data.needs import Needs
 from sfda.losses.entropy import mean_entropy, mean_probability_entropy
 from sfda.methods.kinds.trained import TrainedMethod
 from sfda.ranks import ALL_RANKS
-
-if TYPE_CHECKING:
-    from sfda.data.datasets import Batch
 
 
 class InfoMax(TrainedMethod):

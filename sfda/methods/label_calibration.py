@@ -1,16 +1,16 @@
 """Label calibration: the class whose prototype is nearest to the predicted probabilities; no back-propagation."""
 
-from __future__ import annotations
-
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from sfda.data.datasets import Batch
 from sfda.data.needs import Needs
 from sfda.data.sampling import run_seed
 from sfda.errors import UserError, refuse_outside
@@ -26,12 +26,6 @@ from sfda.networks.label_calibration_head import (
 )
 from sfda.pseudo_labels.uniform_sample import UniformSample
 from sfda.ranks import sum_over_ranks
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from sfda.data.datasets import Batch
 
 SAMPLE = 2**18
 """Probability vectors that the temperature is fitted on at most, all processes together."""
@@ -99,8 +93,6 @@ class LabelCalibration(OnlineMethod, GatheredMethod):
         calibrated: Tensor = self.head(super().predict_probabilities(images, size))
         return calibrated
 
-    # ------------------------------------------------------------------ one pass
-
     def gather(self, batch: Batch) -> None:
         """Add a batch to the sums and to the sample."""
         self._add(batch["target"]["image"])
@@ -130,8 +122,6 @@ class LabelCalibration(OnlineMethod, GatheredMethod):
         sample = self._sample.of_all_ranks(self.device).reshape(-1, len(prototypes))  # a process may have had no pixel
         self.head.set_prototypes(prototypes, fit_temperature(sample, prototypes))
 
-    # ------------------------------------------------------------------ online
-
     def on_validation_start(self) -> None:
         """A stream begins with one-hot prototypes, whatever a checkpoint holds."""
         super().on_validation_start()
@@ -152,8 +142,6 @@ class LabelCalibration(OnlineMethod, GatheredMethod):
         """Online, the report of where the stream has led."""
         if self.online:
             self._report()
-
-    # ------------------------------------------------------------------ report
 
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:

@@ -1,18 +1,14 @@
 """A mean teacher on class mixes of source and target."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
+from sfda.data.datasets import Batch
 from sfda.data.needs import Needs
 from sfda.losses.soft_cross_entropy import one_hot
 from sfda.methods.kinds.taught import TaughtMethod
 from sfda.metrics.functional import at_least_float32, top_label
-
-if TYPE_CHECKING:
-    from sfda.data.datasets import Batch
 
 
 class MeanTeacher(TaughtMethod):

@@ -1,17 +1,13 @@
 """PseudoCal: calibrated on mixtures of unlabelled target images."""
 
-from __future__ import annotations
+from typing import Any, Literal
 
-from typing import TYPE_CHECKING, Any, Literal
-
+from sfda.data.datasets import Batch
 from sfda.data.label_spaces import IGNORE
 from sfda.data.needs import Needs
 from sfda.errors import UserError, refuse_outside
 from sfda.methods.kinds.post_hoc import PostHocCalibration
 from sfda.metrics.functional import top_label
-
-if TYPE_CHECKING:
-    from sfda.data.datasets import Batch
 
 
 class PseudoCal(PostHocCalibration):

@@ -1,12 +1,11 @@
 """Self-training on class-balanced pseudo-labels."""
 
-from __future__ import annotations
-
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
+from sfda.data.datasets import Batch
 from sfda.data.needs import Needs
 from sfda.errors import refuse_negative, refuse_outside
 from sfda.losses.cross_entropy import cross_entropy
@@ -14,11 +13,8 @@ from sfda.methods.kinds.pseudo_labelled import PseudoLabelledMethod
 from sfda.methods.kinds.target_statistics import target_statistics
 from sfda.networks.batch_norm import mix_statistics, read_statistics
 from sfda.pseudo_labels.labelling import label_by_class_balance
+from sfda.pseudo_labels.store import PseudoLabelStore
 from sfda.ranks import ALL_RANKS
-
-if TYPE_CHECKING:
-    from sfda.data.datasets import Batch
-    from sfda.pseudo_labels.store import PseudoLabelStore
 
 FRACTION_PER_ROUND = 0.05
 

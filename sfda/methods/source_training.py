@@ -1,21 +1,17 @@
 """Supervised training on the source domain with a differentiable calibration error."""
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
+from sfda.data.datasets import Batch
 from sfda.data.needs import Needs
 from sfda.errors import refuse_negative, refuse_outside
 from sfda.losses.calibration import classwise_ece
 from sfda.losses.cross_entropy import cross_entropy
 from sfda.methods.kinds.trained import TrainedMethod
 from sfda.networks.build import build_network
-
-if TYPE_CHECKING:
-    from sfda.data.datasets import Batch
 
 
 class SourceTraining(TrainedMethod):

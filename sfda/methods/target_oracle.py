@@ -1,17 +1,11 @@
 """The upper bound: supervised training on the target's own labels."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
+from sfda.data.datasets import Batch
 from sfda.data.needs import Needs
 from sfda.losses.cross_entropy import cross_entropy
 from sfda.methods.kinds.trained import TrainedMethod
-
-if TYPE_CHECKING:
-    from sfda.data.datasets import Batch
 
 
 class TargetOracle(TrainedMethod):

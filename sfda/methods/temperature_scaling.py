@@ -1,14 +1,8 @@
 """Temperature scaling: calibrated on the labelled validation images of the source."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
+from sfda.data.datasets import Batch
 from sfda.data.needs import Needs
 from sfda.methods.kinds.post_hoc import PostHocCalibration
-
-if TYPE_CHECKING:
-    from sfda.data.datasets import Batch
 
 
 class TemperatureScaling(PostHocCalibration):

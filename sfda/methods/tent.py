@@ -1,12 +1,11 @@
 """Entropy minimisation that moves BatchNorm alone."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from sfda.data.datasets import Batch
 from sfda.data.needs import Needs
 from sfda.errors import UserError
 from sfda.losses.entropy import mean_entropy
@@ -20,9 +19,6 @@ from sfda.networks.batch_norm import (
     mix_statistics,
     read_statistics,
 )
-
-if TYPE_CHECKING:
-    from sfda.data.datasets import Batch
 
 
 class Tent(OnlineMethod, TrainedMethod):
@@ -87,8 +83,6 @@ class Tent(OnlineMethod, TrainedMethod):
         target = batch["target"]
         return {"entropy": mean_entropy(self.network(target["image"]), target["valid"])}
 
-    # ------------------------------------------------------------------ running statistics, in a fit
-
     def on_validation_start(self) -> None:
         """A stream begins with the source model."""
         super().on_validation_start()
@@ -103,8 +97,6 @@ class Tent(OnlineMethod, TrainedMethod):
         self._estimated = True
         estimated = target_statistics(self, self.network, self.network)
         mix_statistics(self.network, read_statistics(self.network), estimated, alpha=1.0)
-
-    # ------------------------------------------------------------------ online
 
     def single_view_probabilities(self, images: Tensor, size: tuple[int, int]) -> Tensor:
         """Online with the statistics of the images at hand; see `Method.single_view_probabilities`."""

@@ -1,15 +1,14 @@
 """Uncertainty reduction: heads that see damaged features have to agree with the head that does not."""
 
-from __future__ import annotations
-
 import copy
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sfda.data.datasets import Batch
 from sfda.data.label_spaces import IGNORE
 from sfda.data.needs import Needs
 from sfda.errors import refuse_negative, refuse_outside
@@ -20,9 +19,6 @@ from sfda.methods.kinds.trained import TrainedMethod
 from sfda.metrics.functional import at_least_float32, top_label
 from sfda.networks.segmenter import HEAD_INPUT, padded_size
 from sfda.ranks import ALL_RANKS, ALONE, Ranks
-
-if TYPE_CHECKING:
-    from sfda.data.datasets import Batch
 
 
 class URMA(TrainedMethod):

@@ -1,24 +1,20 @@
 """The value net: trained on source to estimate an image's calibration error."""
 
-from __future__ import annotations
-
 import math
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
+from sfda.data.datasets import Batch
 from sfda.data.needs import Needs
 from sfda.errors import refuse_outside
 from sfda.losses.calibration import image_ece
 from sfda.methods.kinds.value_net import ValueNetMethod, has_labels
 from sfda.metrics.ece_estimate import FirstAndLast
 from sfda.networks.batch_norm import average_running_statistics
-
-if TYPE_CHECKING:
-    from sfda.data.datasets import Batch
 
 UNMOVED = 0.05
 """A mean estimate that ends no further from its start has not moved."""
@@ -78,8 +74,6 @@ class ValueNetTraining(ValueNetMethod):
     def make_ranks_equal(self) -> None:
         """The value net alone: the frozen network is equal already, and a mean of equal statistics may be rounded."""
         average_running_statistics(self.value_net)
-
-    # ------------------------------------------------------------------ whether it learnt anything
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

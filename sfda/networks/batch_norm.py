@@ -4,8 +4,6 @@ A layer is named as in `module.named_modules()`. Statistics are a (mean, varianc
 the variance is the unbiased one, as in torch's running buffers. Layers without running statistics are left out.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -15,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from typing_extensions import Self
 
 from sfda.networks.segmenter import eval_mode
 from sfda.ranks import at_once, mean_over_ranks, rank_and_world_size, sum_over_ranks
@@ -161,7 +160,7 @@ class BatchStatistics:
         self._sums: dict[str, Tensor] = {}
         self._inside = ExitStack()
 
-    def __enter__(self) -> BatchStatistics:
+    def __enter__(self) -> Self:
         self._inside.enter_context(eval_mode(self._module))
         for name, layer in batch_norm_layers(self._module).items():
             assert layer.running_mean is not None
@@ -186,7 +185,7 @@ class BatchStatistics:
         count = torch.full_like(mean, features.numel() / features.shape[1])
         self._sums[name] += torch.stack([count, count * mean, count * (variance + mean.square())])
 
-    def reduce(self) -> BatchStatistics:
+    def reduce(self) -> Self:
         """Sum over ranks, in place; to be called by all ranks, once, after the last forward pass."""
         if self._sums:
             self._sums = dict(zip(self._sums, at_once(sum_over_ranks, self._sums.values()), strict=True))

@@ -1,7 +1,5 @@
 """From one string to a network."""
 
-from __future__ import annotations
-
 import difflib
 import importlib
 import inspect

@@ -1,7 +1,5 @@
 """DeepLabV2 on a dilated ResNet, the network of the papers (Chen et al., arXiv 1606.00915)."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from functools import reduce
 

@@ -1,7 +1,5 @@
 """Exponential moving averages of networks: teachers and memories."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

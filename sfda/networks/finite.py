@@ -1,7 +1,5 @@
 """Predictions that are no numbers: found where the images still have names."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any

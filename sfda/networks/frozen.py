@@ -1,11 +1,10 @@
 """A network that stands still inside a module that trains."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
 from torch import nn
+from typing_extensions import Self
 
 
 class Frozen(nn.Module):
@@ -22,7 +21,7 @@ class Frozen(nn.Module):
         self.module = module.requires_grad_(False)
         self.train(False)
 
-    def train(self, mode: bool = True) -> Frozen:
+    def train(self, mode: bool = True) -> Self:
         """Eval mode, always."""
         super().train(False)
         return self

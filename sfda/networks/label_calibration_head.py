@@ -6,8 +6,6 @@ published description of "Label Calibration for Semantic Segmentation Under Doma
 calibrated probabilities and their temperature are an addition of this project.
 """
 
-from __future__ import annotations
-
 import math
 from contextlib import nullcontext
 

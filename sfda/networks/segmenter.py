@@ -1,7 +1,5 @@
 """One interface for every segmentation network: RGB in [0, 1] goes in, logits at input size come out."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

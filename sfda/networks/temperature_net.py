@@ -1,7 +1,5 @@
 """The network that gives every pixel of a teacher's prediction a temperature."""
 
-from __future__ import annotations
-
 import math
 
 import torch.nn.functional as F

@@ -1,7 +1,5 @@
 """The value net of Cal-SFDA: how far an image's confidence can be trusted, from the backbone's features alone."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

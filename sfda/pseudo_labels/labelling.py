@@ -4,15 +4,15 @@ Batches come from `DomainAdaptationDataModule.plain_batches`, each rank its own;
 All ranks call these functions together, with networks in eval mode on the device of the batches.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
+from sfda.data.datasets import DomainBatch
 from sfda.errors import UserError, refuse_outside
 from sfda.metrics.functional import at_least_float32, top_label
 from sfda.networks.finite import refuse_nan
@@ -30,9 +30,6 @@ from sfda.pseudo_labels.thresholds import (
     select_labels,
 )
 from sfda.ranks import barrier, rank_and_world_size, sum_on_cpu_over_ranks
-
-if TYPE_CHECKING:
-    from sfda.data.datasets import DomainBatch
 
 Batches = Iterable["DomainBatch"]
 Predict = Callable[[Tensor], Tensor]
@@ -128,9 +125,6 @@ def label_by_class_balance(
     )
 
 
-# ---------------------------------------------------------------- first phase: thresholds
-
-
 class ImageConfidence(NamedTuple):
     """What thresholds and label of one image are made from; on the CPU."""
 
@@ -142,7 +136,7 @@ class ImageConfidence(NamedTuple):
     """(2, n) int32: the occupied places of the flat (C, BINS) histogram of the confidence itself, and their counts."""
 
     @classmethod
-    def of(cls, predicted: Tensor, scaled: Tensor, confidence: Tensor, num_classes: int) -> ImageConfidence:
+    def of(cls, predicted: Tensor, scaled: Tensor, confidence: Tensor, num_classes: int) -> Self:
         """From predicted classes and both confidences, each (H, W)."""
         histogram = bin_histogram(predicted, confidence_bins(confidence), num_classes).flatten()
         places = histogram.nonzero().flatten()
@@ -204,9 +198,6 @@ def _check_disk(store: PseudoLabelStore, images: int, pixels: int, num_classes: 
             f"{store.folder}: the temporaries of {images} images need up to {needed / 1e9:.1f} GB there, and "
             f"{free / 1e9:.1f} GB are free: make room, or choose another --out"
         )
-
-
-# ---------------------------------------------------------------- second phase: labels
 
 
 def _write_labels(

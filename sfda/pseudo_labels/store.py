@@ -1,7 +1,5 @@
 """Pseudo-labels on disk: one file per image, and a manifest that says what they were made by."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json
@@ -46,8 +44,6 @@ class PseudoLabelStore:
         self.folder = folder
         self.identity: dict[str, Any] = json.loads(json.dumps(identity))  # tuples become lists, as in the manifest
         self._manifest: dict[str, Any] = {"identity": self.identity, "complete": False, "notes": {}, "report": {}}
-
-    # ------------------------------------------------------------------ manifest
 
     @property
     def complete(self) -> bool:
@@ -122,8 +118,6 @@ class PseudoLabelStore:
         keys = [key for key in {**stored, **self.identity} if stored.get(key) != self.identity.get(key)]
         sys.stdout.write(f"the pseudo-labels in {self.folder} are remade, they are of another {', '.join(keys)}\n")
 
-    # ------------------------------------------------------------------ files
-
     @property
     def _advice(self) -> str:
         return f"delete {self.folder}, and all pseudo-labels are made again"
@@ -173,8 +167,6 @@ class PseudoLabelStore:
         if label.dtype != np.uint8:
             raise UserError(f"pseudo-label {self._label(name)}: has 16 bits, not 8; {self._advice}")
         return label.astype(np.uint8, copy=False)
-
-    # ------------------------------------------------------------------ temporaries
 
     def temporaries(self) -> set[str]:
         """Names of the images that have a temporary."""

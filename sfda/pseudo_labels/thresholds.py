@@ -7,8 +7,6 @@ hard classes are labelled as often as easy ones. Implemented from the published 
 Confidences are looked at as bins only. A threshold is the number of a bin, and stands for its lower edge.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """A uniform sample of all pixels of a stream."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,19 +1,14 @@
 """Methods that look at the images once and then change the network without a gradient."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from typing_extensions import override
 
-from sfda.data.datasets import has_images
+from sfda.data.datasets import Batch, has_images
 from sfda.methods.kinds.method import Method
 from sfda.networks.finite import refusing_nan
-
-if TYPE_CHECKING:
-    from sfda.data.datasets import Batch
 
 
 class GatheredMethod(Method):

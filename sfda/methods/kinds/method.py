@@ -4,14 +4,12 @@ Three kinds stand on it: a plain `Method` only predicts, a `TrainedMethod` follo
 `GatheredMethod` looks at the images once and then changes the network without a gradient.
 """
 
-from __future__ import annotations
-
 import warnings
 from abc import ABC
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import lightning as L
 import torch
@@ -19,6 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 
+from sfda.data.datamodule import DomainAdaptationDataModule
+from sfda.data.datasets import DomainBatch
+from sfda.data.label_spaces import ClassSet
 from sfda.data.needs import Needs, refuse_words_of_before
 from sfda.errors import UserError
 from sfda.metrics.functional import group_probabilities
@@ -27,13 +28,8 @@ from sfda.metrics.segmentation import SegmentationMetrics
 from sfda.networks.build import build_network
 from sfda.networks.finite import refuse_nan
 from sfda.progress import Advance, PassDisplay, no_progress
+from sfda.pseudo_labels.store import PseudoLabelStore
 from sfda.runs.checkpoints import load_source_network
-
-if TYPE_CHECKING:
-    from sfda.data.datamodule import DomainAdaptationDataModule
-    from sfda.data.datasets import DomainBatch
-    from sfda.data.label_spaces import ClassSet
-    from sfda.pseudo_labels.store import PseudoLabelStore
 
 Views = Literal["single", "multi_scale"]
 MULTI_SCALES = (0.75, 1.0, 1.25)
@@ -75,8 +71,6 @@ class Method(L.LightningModule, ABC):
         self.loaded_step = 0
         self.scoring = Scoring()
         self.results: dict[str, Scores] = {}
-
-    # ------------------------------------------------------------------ what a method may change
 
     def predict_probabilities(self, images: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Class probabilities of images: all evaluation, selection, prediction and export go through here.
@@ -121,8 +115,6 @@ class Method(L.LightningModule, ABC):
         """
         return [SegmentationMetrics(classes.names, with_labels=with_labels, subsets=classes.subsets)]
 
-    # ------------------------------------------------------------------ prediction
-
     def single_view_probabilities(self, images: Tensor, size: tuple[int, int]) -> Tensor:
         """Softmax of the network's logits at `size`: (B, 3, H, W) → (B, C, *size)."""
         return self.network.resize(self.network(images).float(), size).softmax(dim=1)
@@ -151,8 +143,6 @@ class Method(L.LightningModule, ABC):
         """Logits (B, C, H, W) of images (B, 3, H, W)."""
         logits: Tensor = self.network(images)
         return logits
-
-    # ------------------------------------------------------------------ set-up
 
     @property
     def datamodule(self) -> DomainAdaptationDataModule:
@@ -234,8 +224,6 @@ class Method(L.LightningModule, ABC):
                 " or --ckpt_path (a checkpoint of this method); SourceOnly scores a source model as it is"
             )
         self.initialise_from_source()
-
-    # ------------------------------------------------------------------ validation: final, the same for all methods
 
     @property
     def advice_against_nan(self) -> str:

@@ -1,7 +1,5 @@
 """Methods that can follow a stream while they are scored."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Calibration after the fact: one temperature on the probabilities of any method's checkpoint."""
 
-from __future__ import annotations
-
 import math
 import sys
 import warnings
@@ -66,8 +64,6 @@ class PostHocCalibration(GatheredMethod):
         self.register_buffer("temperature", torch.ones(()))
         self._sample = UniformSample(SAMPLE, (run_seed(),))
 
-    # ------------------------------------------------------------------ the method inside
-
     def initialise_from_source(self) -> None:
         """Rebuild the method of `source_checkpoint`."""
         super().initialise_from_source()  # refuses what does not fit
@@ -111,8 +107,6 @@ class PostHocCalibration(GatheredMethod):
     def predict_probabilities(self, images: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Calibrated probabilities; see `Method.predict_probabilities`."""
         return temper(self.uncalibrated_probabilities(images, size), self.temperature)
-
-    # ------------------------------------------------------------------ the fit
 
     def prepare_fit(self) -> None:
         """The method inside, and an empty sample."""
@@ -163,9 +157,6 @@ class PostHocCalibration(GatheredMethod):
             warnings.warn(f"the temperature is at an end of its range, {TEMPERATURES}: do not trust it", stacklevel=1)
         write_json(self.run_folder / "calibration.json", report)
         sys.stdout.write("T = {temperature:.4f}, NLL {nll_before:.4f} → {nll_after:.4f} nats\n".format(**report))
-
-
-# ---------------------------------------------------------------------- temperature
 
 
 def log_probabilities(probabilities: Tensor) -> Tensor:

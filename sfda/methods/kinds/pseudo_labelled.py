@@ -1,7 +1,5 @@
 """Methods that label the target themselves before they train on it."""
 
-from __future__ import annotations
-
 import copy
 import hashlib
 from abc import abstractmethod

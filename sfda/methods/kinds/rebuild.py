@@ -4,8 +4,6 @@ A file of weights never names code: a class is imported, and called, because the
 names it, or because it is one of the project's own.
 """
 
-from __future__ import annotations
-
 import importlib
 import pkgutil
 from argparse import ArgumentError

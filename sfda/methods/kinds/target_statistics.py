@@ -1,7 +1,5 @@
 """BatchNorm statistics of the target, for methods that estimate them in the middle of a fit."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,13 +1,12 @@
 """Methods with a student on class mixes, and a teacher, its moving average, that labels the target."""
 
-from __future__ import annotations
-
 import copy
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from sfda.data.datasets import Batch
 from sfda.data.label_spaces import IGNORE
 from sfda.errors import UserError, refuse_outside
 from sfda.losses.class_mix import class_halves, paste
@@ -20,9 +19,6 @@ from sfda.networks.batch_norm import average_running_statistics
 from sfda.networks.ema import update_average
 from sfda.networks.frozen import Frozen
 from sfda.ranks import ALL_RANKS
-
-if TYPE_CHECKING:
-    from sfda.data.datasets import Batch
 
 
 class Donors(NamedTuple):
@@ -93,8 +89,6 @@ class TaughtMethod(TrainedMethod):
         """The teacher has BN layers too."""
         super().make_ranks_equal()
         average_running_statistics(self.teacher)
-
-    # ------------------------------------------------------------------ what a step sees
 
     def mix(self, batch: Batch, probabilities: Tensor) -> Mix:
         """Mixes of a batch, from the teacher's probabilities (B, C, H, W) of the target images."""

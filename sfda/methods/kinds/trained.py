@@ -1,24 +1,18 @@
 """Methods that follow the gradient of named losses."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sfda.data.datasets import has_images
+from sfda.data.datasets import Batch, has_images
 from sfda.data.sampling import run_seed
 from sfda.errors import UserError, refuse_negative, refuse_outside
 from sfda.methods.kinds.method import Method
 from sfda.networks.batch_norm import average_running_statistics
-
-if TYPE_CHECKING:
-    from sfda.data.datasets import Batch
-
 
 CHECKED_EVERY = 20
 """Optimizer steps between two looks for weights that are NaN; each look waits for the GPU."""

@@ -1,17 +1,16 @@
 """Methods with a value net: what it estimates of an image, and how well."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 from typing_extensions import override
 
-from sfda.data.label_spaces import IGNORE
+from sfda.data.datasets import DomainBatch
+from sfda.data.label_spaces import IGNORE, ClassSet
 from sfda.errors import UserError
 from sfda.files import write_figure, write_json
 from sfda.losses.calibration import Absent, image_ece
@@ -20,10 +19,6 @@ from sfda.metrics.ece_estimate import EceEstimateQuality, estimate_scatter
 from sfda.networks.value_net import ValueNet
 from sfda.ranks import gather_over_ranks
 from sfda.runs.checkpoints import read_checkpoint
-
-if TYPE_CHECKING:
-    from sfda.data.datasets import DomainBatch
-    from sfda.data.label_spaces import ClassSet
 
 REPORT_BINS = 10
 """Bins of the true ECE that estimates are compared with."""
@@ -91,8 +86,6 @@ class ValueNetMethod(TrainedMethod):
 
     def _latest_estimates(self) -> Tensor:
         return self._estimates
-
-    # ------------------------------------------------------------------ quality
 
     def make_metrics(self, classes: ClassSet, with_labels: bool) -> list[Metric]:
         """The quality of the estimates too."""
