@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shlex
 import sys
@@ -10,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import which
-from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -61,10 +61,8 @@ def read_comparison(name: str) -> Comparison:
     path = find_fragment(name)
     content = read_mapping(path)
     if not set(content) >= _NEEDED or set(content) - _NEEDED - _OPTIONAL:
-        raise UserError(
-            f"{path}: a compare file has the keys {', '.join(sorted(_NEEDED))}, and may have "
-            f"{', '.join(sorted(_OPTIONAL))}"
-        )
+        needed, optional = (", ".join(sorted(keys)) for keys in (_NEEDED, _OPTIONAL))
+        raise UserError(f"{path}: a compare file has the keys {needed}, and may have {optional}")
     for key, kind in (("experiments", str), ("seeds", int), ("prepare", str), ("columns", str)):
         entries = content.get(key, [])
         if not isinstance(entries, list) or not all(isinstance(entry, kind) for entry in entries):
@@ -75,18 +73,11 @@ def read_comparison(name: str) -> Comparison:
     if not isinstance(options, Mapping):
         raise UserError(f"{path}: `options` must be nested like a config: {{data: {{init_args: …}}}}")
     check_columns(str(path), content.get("columns", ()))
-    return Comparison(
-        content["benchmark"],
-        tuple(content["experiments"]),
-        tuple(content["seeds"]),
-        tuple(content.get("prepare", ())),
-        tuple(word for key, value in leaves(options) if key for word in (f"--{key}", _as_word(value))),
-        tuple(content.get("columns", COLUMNS)),
-    )
-
-
-def _as_word(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    given = {
+        f"--{key}": value if isinstance(value, str) else json.dumps(value) for key, value in leaves(options) if key
+    }
+    lists = {key: tuple(content[key]) for key in ("experiments", "seeds", "prepare", "columns") if key in content}
+    return Comparison(content["benchmark"], **lists, options=tuple(itertools.chain(*given.items())))
 
 
 def plan(comparison: Comparison, out: Path) -> Stages:
@@ -118,8 +109,7 @@ def plan(comparison: Comparison, out: Path) -> Stages:
 def compare(config: str, out: Path, run_here: Callable[[Sequence[str]], int], logger: str | None = None) -> int:
     """Run the experiments of a compare file in the order of their dependencies and print their table.
 
-    Every command is a process of its own; what is finished is not run again, what was interrupted is resumed. The row
-    of an experiment is printed as soon as it is scored.
+    Every command is a process of its own; what is finished is not run again, what was interrupted is resumed.
 
     Args:
         config: The compare file.

@@ -35,9 +35,10 @@ def draw_side_by_side(rows: Sequence[Mapping[str, object]], out: Path) -> Path |
     if not drawn:
         return None
     first = drawn[0][1]
-    columns = [("image", first), ("truth", first)] + [(_title(row), panels) for row, panels in drawn]
-    kinds = ["image", "label"] + ["prediction"] * len(drawn)
-    _draw([(title, _of_kind(panels, kind)) for (title, panels), kind in zip(columns, kinds, strict=True)], rows, out)
+    columns = [("image", "image", first), ("truth", "label", first)]
+    columns += [(_title(row), "prediction", panels) for row, panels in drawn]
+    shown = [(title, [panels[n] for n in panels if n.endswith(f"_{kind}")]) for title, kind, panels in columns]
+    _draw(shown, rows, out)
     return out / NAME
 
 
@@ -48,10 +49,6 @@ def _title(row: Mapping[str, object]) -> str:
         if isinstance(value := row.get(key), float)
     ]
     return "\n".join([str(row["experiment"]), ", ".join(scores)])
-
-
-def _of_kind(panels: Mapping[str, Array], kind: str) -> list[Array]:
-    return [panels[name] for name in panels if name.endswith(f"_{kind}")]
 
 
 def _draw(columns: list[tuple[str, list[Array]]], rows: Sequence[Mapping[str, object]], out: Path) -> None:

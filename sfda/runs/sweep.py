@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.text import Text
@@ -51,15 +51,8 @@ class Sweep:
     command: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One run of a sweep.
-
-    Attributes:
-        number: From 1.
-        parameters: The values of this trial.
-        stage: Its run.
-    """
+class Trial(NamedTuple):
+    """One run of a sweep, numbered from 1, with the values of its parameters."""
 
     number: int
     parameters: Mapping[str, Any]
@@ -95,14 +88,8 @@ def _sweep(name: str, content: Any) -> Sweep:
     goals = {"minimize": False, "maximize": True}
     if not isinstance(metric, Mapping) or "name" not in metric or metric.get("goal") not in goals:
         raise UserError("metric has a name, as it is logged, and a goal: minimize or maximize")
-    return Sweep(
-        name,
-        content["method"],
-        str(metric["name"]),
-        goals[metric["goal"]],
-        tuple(_parameters(content["parameters"], content["method"])),
-        _command(content["command"]),
-    )
+    parameters, command = tuple(_parameters(content["parameters"], content["method"])), _command(content["command"])
+    return Sweep(name, content["method"], str(metric["name"]), goals[metric["goal"]], parameters, command)
 
 
 def _parameters(content: Any, method: str) -> Iterator[Parameter]:
@@ -177,8 +164,7 @@ def sweep(
 ) -> int:
     """Run the trials of a sweep file and print them, the best first.
 
-    Every trial is a process of its own. What is finished is not run again, what was interrupted is resumed, what
-    failed is tried again and stops no other trial.
+    Trials are processes and go on as stages do (`sfda.runs.engine`); one that failed stops no other and is tried again.
 
     Args:
         config: The sweep file.
@@ -224,10 +210,8 @@ def _try(console: Console, stage: Stage, title: str, logger: str | None) -> None
 
 def _check_options(console: Console, stage: Stage) -> None:
     """Parse the options of a trial, which all have: a wrong name should not cost every one of them."""
-    with (
-        status(console, "checking the options"),
-        started(["fit", *stage.arguments, "--print_config"]) as command,
-    ):
+    words = ["fit", *stage.arguments, "--print_config"]
+    with status(console, "checking the options"), started(words) as command:
         lines = command.output.read().strip().splitlines()
     if command.status != 0:
         raise UserError((lines or ["the options cannot be parsed"])[-1].removeprefix("sfda: "))
@@ -249,7 +233,6 @@ def _row(settings: Sweep, trial: Trial) -> Row:
 
 
 def _explain_missing(console: Console, settings: Sweep, rows: list[Row]) -> None:
-    finished = [row for row in rows if row["status"] == "finished"]
-    if finished and all(row["value"] is None for row in finished):
+    if (finished := [row for row in rows if row["status"] == "finished"]) and all(row["value"] is None for row in rows):
         logged = ", ".join(finished[0]["scores"]) or "nothing"
         console.print(Text(f"{settings.metric} was not logged by any fit; what was: {logged}", style="yellow"))
