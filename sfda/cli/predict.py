@@ -11,7 +11,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import torch
 import yaml
 from rich.console import Console
@@ -23,7 +22,7 @@ from sfda.data.images import read_image
 from sfda.data.label_spaces import CITYSCAPES19, CITYSCAPES_IDS, IGNORE, ClassSet, Lookup, index_map, load_class_set
 from sfda.data.paths import IMAGE_TYPES, describe_left_out, files_below
 from sfda.data.transforms import resize_image
-from sfda.drawing import colour
+from sfda.drawing import Array, colour
 from sfda.errors import UserError
 from sfda.files import write_json, write_whole
 from sfda.methods import Method
@@ -32,8 +31,6 @@ from sfda.networks.finite import refuse_nan
 from sfda.progress import progress
 from sfda.runs.checkpoints import read_checkpoint
 from sfda.runs.run import Run
-
-Array = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -83,7 +80,7 @@ def predict(run: Path, images: Path, out: Path, checkpoint: Path | None = None, 
     with progress(console, "predicting", len(todo)) as advance:
         for job in todo:
             try:
-                _predict_one(method, job, size, classes, values, max_pixels)
+                _predict_one(method, job, read_image(job.image, max_pixels), size, classes, values)
             except UnreadableFile as fault:
                 console.print(Text(f"✗ {fault}", style="red"), soft_wrap=True)
                 faults += 1
@@ -98,15 +95,7 @@ def predict(run: Path, images: Path, out: Path, checkpoint: Path | None = None, 
 
 
 def load_method(path: Path, said: Mapping[str, Any]) -> Method:
-    """The method of a checkpoint, ready to predict, on the GPU if there is one.
-
-    Args:
-        path: The checkpoint.
-        said: Its class and options by the run's config, see `sfda.methods.kinds.rebuild.build_method`.
-
-    Raises:
-        UserError: the checkpoint cannot be read, or is not one that was said.
-    """
+    """The method of a checkpoint, ready to predict, on the GPU if there is one; see `build_method`."""
     method = build_method(read_checkpoint(str(path)), said, str(path))
     return method.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -122,9 +111,6 @@ def label_ids_of(classes: ClassSet) -> Lookup:
         raise UserError(f"--label-ids: the class set {classes.name!r} has classes that Cityscapes does not have")
     label_of = {train_id: label_id for label_id, train_id in CITYSCAPES_IDS.items()}
     return np.array([label_of[place] for place in places.tolist()], dtype=np.uint8)
-
-
-# ---------------------------------------------------------------- images
 
 
 def _jobs(images: Path, out: Path, label_ids: bool) -> list[Job]:
@@ -149,9 +135,6 @@ def _jobs(images: Path, out: Path, label_ids: bool) -> list[Job]:
             raise UserError(f"{jobs[stem].image} and {path} would give the same file {stem.name}_*.png: rename one")
         jobs[stem] = Job(path, stem)
     return list(jobs.values())
-
-
-# ---------------------------------------------------------------- predictions
 
 
 def _claim(
@@ -187,14 +170,8 @@ def _claim(
 
 @torch.inference_mode()
 def _predict_one(
-    method: Method,
-    job: Job,
-    size: tuple[int, int] | None,
-    classes: ClassSet,
-    label_ids: Lookup | None,
-    max_pixels: int,
+    method: Method, job: Job, image: Array, size: tuple[int, int] | None, classes: ClassSet, label_ids: Lookup | None
 ) -> None:
-    image = read_image(job.image, max_pixels)
     resized = np.ascontiguousarray(resize_image(image, size).transpose(2, 0, 1))
     pixels = torch.from_numpy(resized)[None].to(method.device).float() / 255
     probabilities = method.predict_probabilities(pixels, (image.shape[0], image.shape[1]))
