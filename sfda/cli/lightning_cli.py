@@ -152,10 +152,8 @@ class CommandLine(LightningCLI):
         """Settle the run folder before hours are spent."""
         config = self.config[self.subcommand]
         if config.trainer.precision in ("16-true", "bf16-true"):
-            raise UserError(
-                f"--trainer.precision {config.trainer.precision}: weights and statistics need float32; give "
-                f"{config.trainer.precision.replace('true', 'mixed')}"
-            )
+            option, mixed = f"--trainer.precision {config.trainer.precision}", config.trainer.precision[:-4] + "mixed"
+            raise UserError(f"{option}: weights and statistics need float32; give {mixed}")
         if config.experiment is None:
             config.experiment = config.model.class_path.rpartition(".")[2]
         if config.out is None:
@@ -170,20 +168,16 @@ class CommandLine(LightningCLI):
     def _check_folder(self, *, resumes: bool) -> None:
         if self.output.is_finished and not self.scores_a_run:
             raise UserError(f"run folder {self.folder} holds a finished run: choose another --out, or move it away")
-        goes_on = resumes and self.subcommand == "fit"
-        if self.output.is_resumable and not goes_on and not self.scores_a_run:
-            raise UserError(
-                f"run folder {self.folder} holds an unfinished run: resume it with `sfda fit --run {self.folder}`, "
-                "choose another --out, or move it away"
-            )
+        if self.output.is_resumable and not (resumes and self.subcommand == "fit") and not self.scores_a_run:
+            advice = f"resume it with `sfda fit --run {self.folder}`, choose another --out, or move it away"
+            raise UserError(f"run folder {self.folder} holds an unfinished run: {advice}")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A Trainer that writes into the run folder."""
-        config = self.config_init[self.subcommand]["trainer"]
-        seed = self.config[self.subcommand].seed_everything
+        config, settings = self.config_init[self.subcommand]["trainer"], self.config[self.subcommand]
         callbacks = [
             last_checkpoint(self.folder),
-            RunFolder(self.output, self.config[self.subcommand].experiment, seed),
+            RunFolder(self.output, settings.experiment, settings.seed_everything),
             SkippedFiles(),
             CollapseGuard(),
             Pictures(self.folder),

@@ -35,7 +35,7 @@ from sfda.runs.run import Run
 
 @dataclass(frozen=True)
 class Job:
-    """One image and where its predictions go: ``<stem>_trainIds.png`` and so on."""
+    """One image and where its predictions go: ``<stem>_<kind>.png``."""
 
     image: Path
     stem: Path
@@ -46,18 +46,12 @@ class Job:
 
 
 def predict(run: Path, images: Path, out: Path, checkpoint: Path | None = None, *, label_ids: bool = False) -> int:
-    """Label every image below a folder; images that `out` has already are left alone.
+    """Label an image, or every image below a folder; images that `out` has already are left alone.
 
     For each image, at its own size: ``_overlay.png``, ``_confidence.png`` (grey, 255 = 1) and, last,
     ``_trainIds.png``. Or, for the official evaluation of Cityscapes, which takes every PNG that is named after an
-    image for a prediction, nothing but ``_labelIds.png``.
-
-    Args:
-        run: Run folder; its ``config.yaml`` gives the class set and the size that images are brought to.
-        images: An image, or a folder; sub-folders are kept in `out`.
-        out: Folder of the predictions, ``classes.yaml`` and ``predict.json``.
-        checkpoint: Default: ``selected.ckpt`` of the run.
-        label_ids: Whether to write Cityscapes label ids.
+    image for a prediction, nothing but ``_labelIds.png``. The run's ``config.yaml`` gives the class set and the size
+    that images are brought to; ``selected.ckpt`` is the default of `checkpoint`.
 
     Returns:
         The exit status: 1 where an image cannot be read.
@@ -85,12 +79,8 @@ def predict(run: Path, images: Path, out: Path, checkpoint: Path | None = None, 
                 console.print(Text(f"✗ {fault}", style="red"), soft_wrap=True)
                 faults += 1
             advance(1)
-    console.print(
-        f"{len(todo) - faults} predicted, {len(jobs) - len(todo)} there already, {faults} unreadable; "
-        f"*_{kind}.png are in {out}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    counts = f"{len(todo) - faults} predicted, {len(jobs) - len(todo)} there already, {faults} unreadable"
+    console.print(f"{counts}; *_{kind}.png are in {out}", highlight=False, soft_wrap=True)
     return 1 if faults else 0
 
 
@@ -156,10 +146,8 @@ def _claim(
             raise UserError(f"{path} cannot be read: choose another --out, or move it away") from error
         for key in ("sha256", "classes", "size", "kind"):
             if stored.get(key) != wanted[key]:
-                raise UserError(
-                    f"--out {out} holds predictions of {stored.get('checkpoint')} with another {key}: choose another "
-                    "--out, or move it away"
-                )
+                held = f"predictions of {stored.get('checkpoint')} with another {key}"
+                raise UserError(f"--out {out} holds {held}: choose another --out, or move it away")
         return
     if taken := [job.output(kind) for job in jobs if job.output(kind).exists()]:
         raise UserError(f"--out {out}: {taken[0]} is there, and no predict.json says of what: choose another --out")

@@ -1,8 +1,7 @@
 """A score that sfda does not have."""
 
-from torchmetrics.classification import MulticlassCohenKappa
-
 from sfda.callbacks.extra_scores import ExtraScores
+from torchmetrics.classification import MulticlassCohenKappa
 
 
 class Kappa(ExtraScores):
