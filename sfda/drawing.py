@@ -26,8 +26,6 @@ def class_legend(figure: Figure, classes: ClassSet) -> None:
     """Names and colours of all classes below a figure."""
     from matplotlib.patches import Patch
 
-    handles = [
-        Patch(color=(red / 255, green / 255, blue / 255), label=name)
-        for name, (red, green, blue) in zip(classes.names, classes.colours, strict=True)
-    ]
+    colours = np.divide(classes.colours, 255)
+    handles = [Patch(color=colour, label=name) for name, colour in zip(classes.names, colours, strict=True)]
     figure.legend(handles=handles, loc="outside lower center", ncols=10, frameon=False)

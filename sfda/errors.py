@@ -17,22 +17,18 @@ class UserError(Exception):
 
 
 def refuse_negative(**options: float) -> None:
-    """Check options of a model that have no upper bound.
-
-    Raises:
-        UserError: one of them is below 0, or NaN.
-    """
+    """Check options of a model: a `UserError` where one is below 0, or NaN."""
     refuse_outside(0, math.inf, "[]", **options)
 
 
 def refuse_outside(low: float, high: float, ends: Literal["[]", "[)", "(]", "()"] = "[]", **options: float) -> None:
-    """Check options of a model against an interval.
+    """Check options of a model, by name, against an interval.
 
     Args:
         low: Where the interval begins.
-        high: Where it ends; infinite: nowhere.
+        high: Where it ends, possibly infinite.
         ends: Which of both belong to it, as intervals are written.
-        **options: Values by name.
+        **options: Numbers.
 
     Raises:
         UserError: one of them lies outside, or is NaN.

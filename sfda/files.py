@@ -18,19 +18,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAKE_ROOM = "make room there, or choose a folder on another disk"
-GET_ACCESS = "check the permissions, or choose another folder"
-OTHER_FOLDER = "choose another folder"
 ADVICE = {
-    errno.ENOSPC: MAKE_ROOM,
-    errno.EDQUOT: MAKE_ROOM,
     errno.EFBIG: "raise the limit of a file's size (`ulimit -f`), or choose a folder on another disk",
-    errno.EACCES: GET_ACCESS,
-    errno.EPERM: GET_ACCESS,
-    errno.EROFS: OTHER_FOLDER,
-    errno.ENOTDIR: OTHER_FOLDER,
-    errno.EISDIR: OTHER_FOLDER,
-    errno.EEXIST: OTHER_FOLDER,
-    errno.ENAMETOOLONG: OTHER_FOLDER,
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), MAKE_ROOM),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "check the permissions, or choose another folder"),
+    **dict.fromkeys(
+        (errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG), "choose another folder"
+    ),
 }
 """What a user can do about what the system refuses."""
 
@@ -45,7 +39,7 @@ def cannot_write(error: OSError, path: Path | None = None, size: int | None = No
     Args:
         error: What the system says.
         path: The file or folder that was written; None: what `error` names, which may have been read.
-        size: Size of the file in bytes, where it is known.
+        size: Bytes of the file, where known.
 
     Raises:
         OSError: `error` itself, where there is nothing that a user can do.
@@ -53,14 +47,15 @@ def cannot_write(error: OSError, path: Path | None = None, size: int | None = No
     advice = ADVICE.get(error.errno or 0)
     if advice is None:
         raise error
-    subject = (
-        f"{error.filename} cannot be used"
-        if path is None and error.filename
-        else f"{path or 'a file'} cannot be written"
-    )
+    by_name = path is None and error.filename
+    subject = f"{error.filename} cannot be used" if by_name else f"{path or 'a file'} cannot be written"
     room = ""
     if advice == MAKE_ROOM and path is not None and size is not None:
-        room = f"; it needs {_bytes(size)}, and {_bytes(_free_bytes(path))} are free"
+        from rich.filesize import decimal
+
+        folder = next(parent for parent in path.absolute().parents if parent.is_dir())
+        needed, free = (decimal(number, precision=2) for number in (size, shutil.disk_usage(folder).free))
+        room = f"; it needs {needed}, and {free} are free"
     return WriteError(f"{subject} ({error.strerror}{room}): {advice}")
 
 
@@ -78,14 +73,10 @@ def writing(path: Path, size: int | None = None) -> Iterator[None]:
 
 
 def write_whole(path: Path, data: bytes | memoryview, *, shared: bool = False) -> None:
-    """Write a file whole or not at all; its folder is made where it is missing.
+    """Write a file whole or not at all, over what is there; its folder is made where it is missing.
 
-    What a killed process leaves beside it, ``.<name>.tmp``, the next one writes over.
-
-    Args:
-        path: The file; it may be there.
-        data: Its content.
-        shared: Whether other processes may write the same file at the same time.
+    What a killed process leaves beside it, ``.<name>.tmp``, the next one writes over, unless the file is `shared`:
+    other processes may write it at the same time.
 
     Raises:
         WriteError: as `writing`; what stood at `path` before still stands there.
@@ -112,16 +103,3 @@ def write_figure(path: Path, figure: Figure, dpi: int) -> None:
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=dpi)
     write_whole(path, file.getbuffer())
-
-
-def _free_bytes(path: Path) -> int:
-    folder = next(parent for parent in path.absolute().parents if parent.is_dir())
-    return shutil.disk_usage(folder).free
-
-
-def _bytes(size: float) -> str:
-    for unit in ("bytes", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"

@@ -24,29 +24,25 @@ def user_error_behind(error: Exception) -> UserError | None:
         said = re.split(r"^sfda\.[\w.]+: ", str(error), flags=re.MULTILINE)[1:]
         return UserError(said[-1].strip()) if said else None
     if isinstance(error, RuntimeError):
-        return _worker_died(error) if re.search(WORKER_DIED, str(error)) else None
+        if re.search(WORKER_DIED, str(error)) is None:
+            return None
+        return UserError(
+            f"a process that reads images has died, probably of too little memory ({error}): lower "
+            "--data.init_args.num_workers (0 starts none), or give more shared memory (`docker run --shm-size 8g`)"
+        )
     seen: BaseException | None = error
     while seen is not None and not isinstance(seen, UserError):
         seen = seen.__cause__ or seen.__context__
     return seen
 
 
-def _worker_died(error: RuntimeError) -> UserError:
-    return UserError(
-        f"a process that reads images has died, probably of too little memory ({error}): lower "
-        "--data.init_args.num_workers (0 starts none), or give more shared memory (`docker run --shm-size 8g`)"
-    )
-
-
 def shorten(message: str) -> str:
     """The message of jsonargparse without the types that it tried: what a user can act on."""
     noise = ("Does not validate", "Subtypes:", "Errors:", "- Expected a <class 'NoneType'>", "Given value type:")
     internal = ("NestedArg(", "Namespace(")
-    lines = [line.strip() for line in message.splitlines()]
-    kept = [
-        line for line in lines if line and not line.startswith(noise) and not any(word in line for word in internal)
-    ]
-    return _with_suggestion(" ".join(line.removeprefix("- ") for line in kept))
+    lines = [line.strip() for line in message.splitlines() if not any(word in line for word in internal)]
+    kept = [line.removeprefix("- ") for line in lines if line and not line.startswith(noise)]
+    return _with_suggestion(" ".join(kept))
 
 
 def _with_suggestion(message: str) -> str:

@@ -7,13 +7,12 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TextIO
-
-from sfda.errors import UserError
 
 PRELOADED = ["sfda.cli.lightning_cli", "segmentation_models_pytorch"]
 """What the server imports once, without starting a thread or touching a GPU; each command is a fork of it."""
@@ -40,20 +39,11 @@ def preload() -> None:
 
 @contextmanager
 def started(words: Sequence[str], **environment: str) -> Iterator[Command]:
-    """Start ``sfda WORDS`` in the current folder; leaving the context waits for its end.
-
-    Args:
-        words: What follows ``sfda``.
-        **environment: Variables besides those of this process.
-
-    Yields:
-        The command.
-    """
+    """Start ``sfda WORDS`` in the current folder, with further variables; leaving the context waits for its end."""
     preload()
     context = multiprocessing.get_context("forkserver")
     reader, writer = context.Pipe(duplex=False)
-    variables = {**os.environ, **environment}
-    process = context.Process(target=_command, args=(list(words), variables, writer))
+    process = context.Process(target=_command, args=(list(words), {**os.environ, **environment}, writer))
     process.start()
     writer.close()
     with os.fdopen(os.dup(reader.fileno()), encoding="utf-8", errors="replace") as output:
@@ -70,32 +60,16 @@ def started(words: Sequence[str], **environment: str) -> Iterator[Command]:
 
 
 def asked(module: str, function: str, *arguments: Any) -> Any:
-    """What a function says that needs torch, which this process has not imported.
-
-    Raises:
-        UserError: the function did.
-    """
+    """What a function returns, or raises, that needs torch, which this process has not imported."""
     preload()
-    context = multiprocessing.get_context("forkserver")
-    reader, writer = context.Pipe(duplex=False)
-    process = context.Process(target=_answer, args=(module, function, arguments, writer, str(Path.cwd())))
-    process.start()
-    writer.close()
-    with reader:
-        answer = reader.recv()
-    process.join()
-    if isinstance(answer, UserError):
-        raise answer
-    return answer
+    with ProcessPoolExecutor(1, multiprocessing.get_context("forkserver")) as pool:
+        return pool.submit(_answer, module, function, arguments, str(Path.cwd())).result()
 
 
-def _answer(module: str, function: str, arguments: Sequence[Any], writer: Connection, folder: str) -> None:
+def _answer(module: str, function: str, arguments: Sequence[Any], folder: str) -> Any:
     os.chdir(folder)  # the server's folder may be another one
     sys.path.insert(0, folder)
-    try:
-        writer.send(getattr(importlib.import_module(module), function)(*arguments))
-    except UserError as error:
-        writer.send(error)
+    return getattr(importlib.import_module(module), function)(*arguments)
 
 
 def _command(words: list[str], environment: Mapping[str, str], output: Connection) -> None:

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Column
 from rich.text import Text
+from typing_extensions import override
 
 SECONDS_BETWEEN_LINES = 5.0
 """Between two lines of a pass in a log; a pass that is shorter prints none."""
@@ -42,9 +43,6 @@ def no_progress(title: str, total: int) -> AbstractContextManager[Advance]:
     return nullcontext(lambda count: None)
 
 
-# ---------------------------------------------------------------- time
-
-
 def duration(seconds: float) -> str:
     """``65 s``, ``12 min`` or ``3.4 h``."""
     if seconds < 180:
@@ -63,38 +61,24 @@ def how_long(seconds: float, done: float, total: float) -> str:
 
 
 class Pace:
-    """Counts what is done and keeps the time; as text, `how_long`.
+    """Counts what is done of `total` and keeps the time; as text, `how_long`.
 
-    Args:
-        total: How many there are.
-        begun: How many of them were done before, by a process that this one goes on from.
+    `begun` of them were done before, by a process that this one goes on from.
     """
 
     def __init__(self, total: float, begun: int = 0) -> None:
         self.total = total
         self.begun = self.done = begun
-        self._started = time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        """Time since the start."""
-        return time.monotonic() - self._started
+        self.started = time.monotonic()
 
     def __str__(self) -> str:
-        return how_long(self.seconds, self.done - self.begun, self.total - self.begun)
-
-
-# ---------------------------------------------------------------- in a log
+        return how_long(time.monotonic() - self.started, self.done - self.begun, self.total - self.begun)
 
 
 class Lines:
     """A pass in a log: a line every `SECONDS_BETWEEN_LINES` at most, and one at the end of a pass that takes longer.
 
-    Args:
-        write: Takes a line.
-        title: What is counted.
-        total: See `Pace`.
-        begun: See `Pace`.
+    `write` takes a line, `title` says what is counted; `total` and `begun` are those of `Pace`.
     """
 
     def __init__(self, write: Callable[[str], object], title: str, total: float, begun: int = 0) -> None:
@@ -107,7 +91,7 @@ class Lines:
         """Count, and write if it is time."""
         pace = self._pace
         pace.done += count
-        seconds = pace.seconds
+        seconds = time.monotonic() - pace.started
         if seconds >= (SECONDS_BETWEEN_LINES if pace.done >= pace.total else self._next):
             self._next = seconds + SECONDS_BETWEEN_LINES
             self._write(f"{self._title} {pace.done}/{pace.total:.0f}{detail}  {pace}")
@@ -119,9 +103,6 @@ def write_line(line: str) -> None:
     sys.stdout.flush()
 
 
-# ---------------------------------------------------------------- outside of the Trainer
-
-
 class TimeColumn(ProgressColumn):
     """Time spent and time still needed, worded as in a log."""
 
@@ -130,8 +111,8 @@ class TimeColumn(ProgressColumn):
     def __init__(self) -> None:
         super().__init__(Column(no_wrap=True))  # a narrow terminal shortens the bar instead
 
+    @override
     def render(self, task: Task) -> Text:
-        """The time of one bar."""
         seconds = task.finished_time or task.elapsed or 0.0
         return Text(how_long(seconds, task.completed, task.total or math.inf))
 

@@ -31,11 +31,8 @@ def barrier() -> None:
         dist.barrier()
 
 
-# ---------------------------------------------------------------------- reductions: all processes call them together
-
-
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """The sum over all processes, on each of them the same; one process gets a copy of its own."""
+    """The sum over all processes, which call each reduction together; one process gets a copy of its own."""
     return _reduced(values, dist.ReduceOp.SUM)
 
 
@@ -76,10 +73,9 @@ def at_once(reduce: Reduce, tensors: Iterable[Tensor]) -> list[Tensor]:
 
 def gather_over_ranks(values: list[str]) -> list[str]:
     """The values of all processes, one process after the other."""
-    if not _initialised():
-        return values
-    parts: list[list[str]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(parts, values)
+    parts = [values] * rank_and_world_size()[1]
+    if _initialised():
+        dist.all_gather_object(parts, values)
     return [value for part in parts for value in part]
 
 
@@ -92,9 +88,6 @@ def _reduced(values: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
 
 def _initialised() -> bool:
     return dist.is_available() and dist.is_initialized()
-
-
-# ---------------------------------------------------------------------- the constants of a loss
 
 
 class Ranks(NamedTuple):

@@ -60,7 +60,7 @@ def test_a_full_disk_says_how_much_is_needed(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(WriteError, match=r"device; it needs 1\.23 MB, and [\d.]+ [kMG]?B are free\): make room there"):
+    with pytest.raises(WriteError, match=r"device; it needs 1\.23 MB, and [\d.]+ [kMGT]?B are free\): make room there"):
         write_whole(tmp_path / "a", bytes(1_234_567))
 
 

@@ -61,8 +61,7 @@ class Selector(MethodCallback, ModelCheckpoint):
         """Find what is monitored.
 
         Raises:
-            UserError: the fit validates nothing, the score needs labels that the method may not read, or its name is
-                another one's, misspelt.
+            UserError: the fit validates nothing, or the score needs labels that may not be read or is misspelt.
         """
         MethodCallback.setup(self, trainer, pl_module, stage)
         if stage != "fit":
@@ -94,16 +93,16 @@ class Selector(MethodCallback, ModelCheckpoint):
             )
         close = difflib.get_close_matches(self.score, of_this_set, n=1)
         if close and not self.method.scoring.has_added:
-            raise UserError(f"{name} monitors {self.score!r}, which no validation computes: did you mean {close[0]!r}?")
+            raise UserError(
+                f"{name} monitors {self.score!r}, which is not among the scores: did you mean {close[0]!r}?"
+            )
 
     def _refuse_missing_score(self, logged: Mapping[str, Any]) -> None:
         """After the first validation it is certain; a score that was computed and not logged is NaN."""
         scores = sorted(key.removeprefix(f"{self.domain}/") for key in logged if key.startswith(f"{self.domain}/"))
         if scores and self.score not in (*scores, *self.method.results[self.domain]):
-            raise UserError(
-                f"{type(self).__name__} monitors {self.score!r}, which is not among the scores of a validation: "
-                f"{', '.join(scores)}"
-            )
+            monitored = f"{type(self).__name__} monitors {self.score!r}"
+            raise UserError(f"{monitored}, which is not among the scores of a validation: {', '.join(scores)}")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note the candidate, and let ModelCheckpoint keep the best.

@@ -32,18 +32,13 @@ TRAINER = {
 
 
 def calibration_arguments(run: Path, calibrator: str, out: Path | None, more: Sequence[str] = ()) -> list[str]:
-    """What follows ``sfda fit`` to calibrate the selected checkpoint of a run.
+    """What follows ``sfda fit`` to calibrate the selected checkpoint of a run, `more` options of it at the end.
 
-    The fit has the run's data, trainer, network and views; its experiment is named ``<experiment>+<calibrator>``.
-
-    Args:
-        run: Run folder.
-        calibrator: One of `CALIBRATORS`.
-        out: Folder of the calibrated run; None: see `calibrated_folder`.
-        more: Further options of ``sfda fit``.
+    The fit has the run's data, trainer, network and views; its experiment is named ``<experiment>+<calibrator>``, its
+    folder is `out`, by default `calibrated_folder`.
 
     Raises:
-        UserError: the run cannot be calibrated, or not so.
+        UserError: the run cannot be calibrated, or not by this one of `CALIBRATORS`.
     """
     if calibrator not in CALIBRATORS:
         raise UserError(f"--with {calibrator}: one of {', '.join(CALIBRATORS)}")
@@ -96,8 +91,7 @@ def _check_for_label_calibration(run: Run) -> None:
     if read.reads_images("target") and not (read.source_free and read.labels_read is None):
         raise UserError(
             f"label_calibration would call what comes of {type(method).__name__} ({path}) source-free and label-free, "
-            f"which it is not (it reads {read}): calibrate it with temperature_scaling or "
-            "pseudo_cal"
+            f"which it is not (it reads {read}): calibrate it with temperature_scaling or pseudo_cal"
         )
     method.views = "single"
     images = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))

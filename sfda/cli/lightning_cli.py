@@ -23,6 +23,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 from torch.multiprocessing.spawn import ProcessRaisedException
+from typing_extensions import override
 
 from sfda.callbacks.collapse_guard import CollapseGuard
 from sfda.callbacks.pictures import Pictures
@@ -30,7 +31,6 @@ from sfda.callbacks.progress_lines import ProgressBars, ProgressLines
 from sfda.callbacks.run_folder import MetricsFile, RunFolder, WholeCheckpoints, last_checkpoint
 from sfda.callbacks.skipped_files import SkippedFiles
 from sfda.callbacks.wandb_run import WandbRun, settle_wandb_loggers
-from sfda.cli.messages import QUIET, show_warning
 from sfda.data.datamodule import DomainAdaptationDataModule
 from sfda.data.label_spaces import load_class_set
 from sfda.errors import UserError
@@ -42,21 +42,29 @@ from sfda.runs.arguments import Job, run_name
 from sfda.runs.checkpoints import read_checkpoint, refuse_another_network, stored_options
 from sfda.runs.run import Run
 
+QUIET = (
+    "args parameter is intended to run from within Python",
+    "does not have many workers",
+    "exists and is not empty",
+    "is smaller than the logging interval",
+    "configure_optimizers. returned .None.",
+    "treespec, LeafSpec",
+    "GPU available but not used",
+    "lr_scheduler.step",
+    "in eval mode at the start of training",
+)
+"""Parts of the libraries' warnings that nobody can act on."""
 LAUNCHED = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """Variables that Lightning's launcher sets."""
 
 
 def run(job: Job) -> None:
-    """Run one ``sfda fit`` or ``sfda validate``.
-
-    Raises:
-        UserError: the arguments do not fit together.
-    """
+    """Run one ``sfda fit`` or ``sfda validate``; a `UserError` where the arguments do not fit together."""
     for logger in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(logger).setLevel(logging.WARNING)
     for message in QUIET:
         warnings.filterwarnings("ignore", message=f".*{message}")
-    warnings.showwarning = show_warning
+    warnings.showwarning = _show_warning
     sys.argv[1:] = [job.subcommand, *job.given]  # what Lightning's launcher starts further ranks with
     before = dict(os.environ)
     try:
@@ -73,12 +81,13 @@ def run(job: Job) -> None:
         _leave_the_group(before)
 
 
-def has_fit(class_path: str, options: Mapping[str, Any]) -> bool:
-    """Whether a method has something to fit with these options.
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """A warning as a user reads it, without the place in our code."""
+    sys.stderr.write(f"warning: {message}\n")
 
-    Raises:
-        UserError: its class cannot be imported.
-    """
+
+def has_fit(class_path: str, options: Mapping[str, Any]) -> bool:
+    """Whether a method has something to fit with these options; a `UserError` where it cannot be imported."""
     return import_method(class_path).has_fit_with(options)
 
 
@@ -110,8 +119,8 @@ class CommandLine(LightningCLI):
             args=job.words,
         )
 
+    @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """``--out``, ``--experiment``, and `num_classes` from the data."""
         parser.add_argument("--out", type=str | None, help="run folder (default: runs/BENCHMARK/EXPERIMENT/seedN)")
         parser.add_argument("--experiment", type=str | None, help="name in tables (default: the last config's name)")
         parser.link_arguments(
@@ -121,8 +130,8 @@ class CommandLine(LightningCLI):
         )
 
     @staticmethod
+    @override
     def subcommands() -> dict[str, set[str]]:
-        """``fit`` and ``validate``."""
         return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name in ("fit", "validate")}
 
     def _parse_ckpt_path(self) -> None:
@@ -134,9 +143,8 @@ class CommandLine(LightningCLI):
         configured = config.model.class_path
         if (class_path := stored.get("_class_path", configured)) != configured:
             raise UserError(
-                f"--ckpt_path {config.ckpt_path} is a checkpoint of {class_path}, not of {configured}. To start from "
-                "its weights give it as --model.init_args.source_checkpoint; --ckpt_path resumes or scores the same "
-                "method"
+                f"--ckpt_path {config.ckpt_path} is a checkpoint of {class_path}, not of {configured}, and resumes or "
+                "scores the same method; to start from its weights give it as --model.init_args.source_checkpoint"
             )
         refuse_another_network(stored, config.model.init_args, f"--ckpt_path {config.ckpt_path}")
 
@@ -144,10 +152,8 @@ class CommandLine(LightningCLI):
         """Settle the run folder before hours are spent."""
         config = self.config[self.subcommand]
         if config.trainer.precision in ("16-true", "bf16-true"):
-            raise UserError(
-                f"--trainer.precision {config.trainer.precision}: weights and statistics need float32; give "
-                f"{config.trainer.precision.replace('true', 'mixed')}"
-            )
+            option, mixed = f"--trainer.precision {config.trainer.precision}", config.trainer.precision[:-4] + "mixed"
+            raise UserError(f"{option}: weights and statistics need float32; give {mixed}")
         if config.experiment is None:
             config.experiment = config.model.class_path.rpartition(".")[2]
         if config.out is None:
@@ -162,20 +168,16 @@ class CommandLine(LightningCLI):
     def _check_folder(self, *, resumes: bool) -> None:
         if self.output.is_finished and not self.scores_a_run:
             raise UserError(f"run folder {self.folder} holds a finished run: choose another --out, or move it away")
-        goes_on = resumes and self.subcommand == "fit"
-        if self.output.is_resumable and not goes_on and not self.scores_a_run:
-            raise UserError(
-                f"run folder {self.folder} holds an unfinished run: resume it with `sfda fit --run {self.folder}`, "
-                "choose another --out, or move it away"
-            )
+        if self.output.is_resumable and not (resumes and self.subcommand == "fit") and not self.scores_a_run:
+            advice = f"resume it with `sfda fit --run {self.folder}`, choose another --out, or move it away"
+            raise UserError(f"run folder {self.folder} holds an unfinished run: {advice}")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A Trainer that writes into the run folder."""
-        config = self.config_init[self.subcommand]["trainer"]
-        seed = self.config[self.subcommand].seed_everything
+        config, settings = self.config_init[self.subcommand]["trainer"], self.config[self.subcommand]
         callbacks = [
             last_checkpoint(self.folder),
-            RunFolder(self.output, self.config[self.subcommand].experiment, seed),
+            RunFolder(self.output, settings.experiment, settings.seed_everything),
             SkippedFiles(),
             CollapseGuard(),
             Pictures(self.folder),

@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -53,8 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status (2: a mistake that the user can mend)."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     commands: dict[str, Callable[[list[str]], int]] = {
-        "fit": lambda rest: _train("fit", rest),
-        "validate": lambda rest: _train("validate", rest),
+        "fit": partial(_train, "fit"),
+        "validate": partial(_train, "validate"),
         "compare": _compare,
         "sweep": _sweep,
         "calibrate": _calibrate,
@@ -84,18 +84,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _fail(error: UserError) -> int:
     """Say what a user can mend; gives the exit status."""
-    text = _without_traceback(str(error))
+    text = str(error)
+    if "Original Traceback" in text:  # from a loader's worker, with the worker's traceback around it
+        text = text.rpartition("Error: ")[2].strip()
     if isinstance(error, WriteError):
         text += ". What is written stays; the same command goes on from there"
     sys.stderr.write(f"sfda: {text}\n")
     return 2
-
-
-def _without_traceback(text: str) -> str:
-    """An error from a loader's worker arrives with the worker's traceback around it."""
-    if "Original Traceback" not in text:
-        return text
-    return text.rpartition("Error: ")[2].strip()
 
 
 def _train(subcommand: str, arguments: list[str]) -> int:
@@ -119,16 +114,13 @@ def _train(subcommand: str, arguments: list[str]) -> int:
     return 0
 
 
-@contextmanager
-def _loading() -> Iterator[None]:
+def _loading() -> AbstractContextManager[object]:
     """PyTorch and what stands on it take ten seconds to import: the first process says so on a terminal."""
     if not sys.stdout.isatty() or "LOCAL_RANK" in os.environ:
-        yield
-        return
+        return nullcontext()
     from rich.console import Console
 
-    with Console().status("loading PyTorch"):
-        yield
+    return Console().status("loading PyTorch")
 
 
 def _compare(arguments: list[str]) -> int:
@@ -143,12 +135,8 @@ def _compare(arguments: list[str]) -> int:
 
 
 def _add_logger(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--trainer.logger",
-        dest="logger",
-        metavar="FILE",
-        help="a further logger of every run that is begun, logger/wandb.yaml for example; no part of a run's settings",
-    )
+    text = "a further logger of every run that is begun, logger/wandb.yaml for example; no part of a run's settings"
+    parser.add_argument("--trainer.logger", dest="logger", metavar="FILE", help=text)
 
 
 def _calibrate(arguments: list[str]) -> int:
@@ -159,19 +147,11 @@ def _calibrate(arguments: list[str]) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("--run", required=True, type=Path, help="folder of a finished run of any method")
-    parser.add_argument(
-        "--with",
-        required=True,
-        dest="calibrator",
-        metavar="NAME",
-        help="temperature_scaling (reads labelled source images), pseudo_cal or label_calibration (unlabelled target "
-        "images; the last changes which class is predicted)",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        help="default: the run's folder with +NAME behind the experiment: runs/B/EXPERIMENT+NAME/seedN",
-    )
+    names = "temperature_scaling (reads labelled source images), pseudo_cal or label_calibration (unlabelled target "
+    names += "images; the last changes which class is predicted)"
+    parser.add_argument("--with", required=True, dest="calibrator", metavar="NAME", help=names)
+    default = "default: the run's folder with +NAME after the experiment: runs/B/EXPERIMENT+NAME/seedN"
+    parser.add_argument("--out", type=Path, help=default)
     options, more = parser.parse_known_args(arguments)
 
     from sfda.cli.calibrate import calibration_arguments
@@ -213,11 +193,8 @@ def _predict(arguments: list[str]) -> int:
     parser.add_argument("--images", required=True, type=Path, help="an image, or a folder of images at any depth")
     parser.add_argument("--out", required=True, type=Path, help="folder of the predictions, of this checkpoint alone")
     parser.add_argument("--checkpoint", type=Path, help="default: selected.ckpt of the run")
-    parser.add_argument(
-        "--label-ids",
-        action="store_true",
-        help="write only NAME_labelIds.png with the label ids of Cityscapes, as its official evaluation reads them",
-    )
+    label_ids = "write only NAME_labelIds.png with the label ids of Cityscapes, as its official evaluation reads them"
+    parser.add_argument("--label-ids", action="store_true", help=label_ids)
     options = parser.parse_args(arguments)
 
     with _loading():

@@ -11,7 +11,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import torch
 import yaml
 from rich.console import Console
@@ -23,7 +22,7 @@ from sfda.data.images import read_image
 from sfda.data.label_spaces import CITYSCAPES19, CITYSCAPES_IDS, IGNORE, ClassSet, Lookup, index_map, load_class_set
 from sfda.data.paths import IMAGE_TYPES, describe_left_out, files_below
 from sfda.data.transforms import resize_image
-from sfda.drawing import colour
+from sfda.drawing import Array, colour
 from sfda.errors import UserError
 from sfda.files import write_json, write_whole
 from sfda.methods import Method
@@ -33,12 +32,10 @@ from sfda.progress import progress
 from sfda.runs.checkpoints import read_checkpoint
 from sfda.runs.run import Run
 
-Array = npt.NDArray[np.uint8]
-
 
 @dataclass(frozen=True)
 class Job:
-    """One image and where its predictions go: ``<stem>_trainIds.png`` and so on."""
+    """One image and where its predictions go: ``<stem>_<kind>.png``."""
 
     image: Path
     stem: Path
@@ -49,18 +46,12 @@ class Job:
 
 
 def predict(run: Path, images: Path, out: Path, checkpoint: Path | None = None, *, label_ids: bool = False) -> int:
-    """Label every image below a folder; images that `out` has already are left alone.
+    """Label an image, or every image below a folder; images that `out` has already are left alone.
 
     For each image, at its own size: ``_overlay.png``, ``_confidence.png`` (grey, 255 = 1) and, last,
     ``_trainIds.png``. Or, for the official evaluation of Cityscapes, which takes every PNG that is named after an
-    image for a prediction, nothing but ``_labelIds.png``.
-
-    Args:
-        run: Run folder; its ``config.yaml`` gives the class set and the size that images are brought to.
-        images: An image, or a folder; sub-folders are kept in `out`.
-        out: Folder of the predictions, ``classes.yaml`` and ``predict.json``.
-        checkpoint: Default: ``selected.ckpt`` of the run.
-        label_ids: Whether to write Cityscapes label ids.
+    image for a prediction, nothing but ``_labelIds.png``. The run's ``config.yaml`` gives the class set and the size
+    that images are brought to; ``selected.ckpt`` is the default of `checkpoint`.
 
     Returns:
         The exit status: 1 where an image cannot be read.
@@ -83,30 +74,18 @@ def predict(run: Path, images: Path, out: Path, checkpoint: Path | None = None, 
     with progress(console, "predicting", len(todo)) as advance:
         for job in todo:
             try:
-                _predict_one(method, job, size, classes, values, max_pixels)
+                _predict_one(method, job, read_image(job.image, max_pixels), size, classes, values)
             except UnreadableFile as fault:
                 console.print(Text(f"✗ {fault}", style="red"), soft_wrap=True)
                 faults += 1
             advance(1)
-    console.print(
-        f"{len(todo) - faults} predicted, {len(jobs) - len(todo)} there already, {faults} unreadable; "
-        f"*_{kind}.png are in {out}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    counts = f"{len(todo) - faults} predicted, {len(jobs) - len(todo)} there already, {faults} unreadable"
+    console.print(f"{counts}; *_{kind}.png are in {out}", highlight=False, soft_wrap=True)
     return 1 if faults else 0
 
 
 def load_method(path: Path, said: Mapping[str, Any]) -> Method:
-    """The method of a checkpoint, ready to predict, on the GPU if there is one.
-
-    Args:
-        path: The checkpoint.
-        said: Its class and options by the run's config, see `sfda.methods.kinds.rebuild.build_method`.
-
-    Raises:
-        UserError: the checkpoint cannot be read, or is not one that was said.
-    """
+    """The method of a checkpoint, ready to predict, on the GPU if there is one; see `build_method`."""
     method = build_method(read_checkpoint(str(path)), said, str(path))
     return method.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -122,9 +101,6 @@ def label_ids_of(classes: ClassSet) -> Lookup:
         raise UserError(f"--label-ids: the class set {classes.name!r} has classes that Cityscapes does not have")
     label_of = {train_id: label_id for label_id, train_id in CITYSCAPES_IDS.items()}
     return np.array([label_of[place] for place in places.tolist()], dtype=np.uint8)
-
-
-# ---------------------------------------------------------------- images
 
 
 def _jobs(images: Path, out: Path, label_ids: bool) -> list[Job]:
@@ -151,9 +127,6 @@ def _jobs(images: Path, out: Path, label_ids: bool) -> list[Job]:
     return list(jobs.values())
 
 
-# ---------------------------------------------------------------- predictions
-
-
 def _claim(
     out: Path, checkpoint: Path, classes: ClassSet, size: Sequence[int] | None, kind: str, jobs: Sequence[Job]
 ) -> None:
@@ -173,10 +146,8 @@ def _claim(
             raise UserError(f"{path} cannot be read: choose another --out, or move it away") from error
         for key in ("sha256", "classes", "size", "kind"):
             if stored.get(key) != wanted[key]:
-                raise UserError(
-                    f"--out {out} holds predictions of {stored.get('checkpoint')} with another {key}: choose another "
-                    "--out, or move it away"
-                )
+                held = f"predictions of {stored.get('checkpoint')} with another {key}"
+                raise UserError(f"--out {out} holds {held}: choose another --out, or move it away")
         return
     if taken := [job.output(kind) for job in jobs if job.output(kind).exists()]:
         raise UserError(f"--out {out}: {taken[0]} is there, and no predict.json says of what: choose another --out")
@@ -187,14 +158,8 @@ def _claim(
 
 @torch.inference_mode()
 def _predict_one(
-    method: Method,
-    job: Job,
-    size: tuple[int, int] | None,
-    classes: ClassSet,
-    label_ids: Lookup | None,
-    max_pixels: int,
+    method: Method, job: Job, image: Array, size: tuple[int, int] | None, classes: ClassSet, label_ids: Lookup | None
 ) -> None:
-    image = read_image(job.image, max_pixels)
     resized = np.ascontiguousarray(resize_image(image, size).transpose(2, 0, 1))
     pixels = torch.from_numpy(resized)[None].to(method.device).float() / 255
     probabilities = method.predict_probabilities(pixels, (image.shape[0], image.shape[1]))

@@ -35,9 +35,7 @@ def spearman(one: Tensor, other: Tensor) -> Tensor:
 
 
 class EceEstimateQuality(Metric):
-    """Estimated against true calibration errors of all images that it has been fed, on all processes together.
-
-    Two numbers per image are kept.
+    """Estimated against true calibration errors of all images on all processes, of which it keeps two numbers each.
 
     Args:
         with_labels: False where there is no truth: the mean estimate only.
@@ -55,12 +53,7 @@ class EceEstimateQuality(Metric):
         self.add_state("truths", [], dist_reduce_fx="cat")
 
     def update(self, estimates: Tensor, truths: Tensor | None = None) -> None:
-        """Add images.
-
-        Args:
-            estimates: (B,) in [0, 1].
-            truths: (B,) in [0, 1], NaN for an image whose error is not known; None: no error is.
-        """
+        """Add images: estimates and truths (B,) in [0, 1], NaN where the true error is not known, None if none is."""
         if truths is None or not self.with_labels:
             truths = torch.full_like(estimates, torch.nan)
         self.estimates.append(estimates.detach().double())
@@ -91,18 +84,14 @@ class EceEstimateQuality(Metric):
             return self._all()
 
     def _all(self) -> tuple[Tensor, Tensor]:
-        if not len(self.estimates):
-            nothing = torch.zeros(0, dtype=torch.float64, device=self.device)
-            return nothing, nothing
-        return dim_zero_cat(self.estimates), dim_zero_cat(self.truths)
+        if len(self.estimates):
+            return dim_zero_cat(self.estimates), dim_zero_cat(self.truths)
+        nothing = torch.zeros(0, dtype=torch.float64, device=self.device)
+        return nothing, nothing
 
 
 class FirstAndLast:
-    """Mean estimates at the start and at the end of a fit, and the mean truth at its end.
-
-    Args:
-        steps: Number of steps that each mean is over.
-    """
+    """Mean estimates over the first and the last `steps` of a fit, and the mean truth over the last ones."""
 
     def __init__(self, steps: int = 10) -> None:
         self.steps = steps
@@ -130,15 +119,9 @@ class FirstAndLast:
 
 
 def estimate_scatter(estimates: Tensor, truths: Tensor, scores: Mapping[str, float]) -> Figure:
-    """True against estimated calibration error, a dot per image, with the diagonal.
+    """True against estimated calibration error (N,), NaN where not known: a dot per image, with the diagonal.
 
-    Args:
-        estimates: (N,).
-        truths: (N,), NaN where not known.
-        scores: ``pearson``, ``spearman`` and ``mae`` for the title.
-
-    Returns:
-        A figure of its own, in no global state: ``figure.savefig(path)``.
+    The title gives the `scores` ``pearson``, ``spearman`` and ``mae``. The figure is part of no global state.
     """
     from matplotlib.figure import Figure
 

@@ -6,7 +6,8 @@ together. Nothing here waits for the device. Derived scores stand in `calibratio
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from functools import reduce
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -103,35 +104,19 @@ def score_sums(probabilities: Tensor, labels: Tensor | None = None, valid: Tenso
         RuntimeError: (CPU) a label is neither a class nor 255.
     """
     probabilities = at_least_float32(probabilities.detach())
-    return _total(
-        _image_sums(
-            probabilities[i].flatten(1),
-            None if labels is None else labels[i].flatten(),
-            None if valid is None else valid[i].flatten(),
-        )
-        for i in range(len(probabilities))
-    )
+    # A missing map is an empty list of images: `zip_longest` hands out None for each.
+    images = zip_longest(*(() if maps is None else maps for maps in (probabilities, labels, valid)))
+    return reduce(_add, (_image_sums(*image) for image in images))
 
 
-def _total(parts: Iterable[Sums]) -> Sums:
-    parts = iter(parts)
-    total = next(parts)
-    for part in parts:
-        for name, value in part.items():
-            total[name] += value
-    return total
+def _add(one: Sums, other: Sums) -> Sums:
+    return {name: value + other[name] for name, value in one.items()}
 
 
 def _image_sums(probabilities: Tensor, labels: Tensor | None, valid: Tensor | None) -> Sums:
-    pieces = [slice(start, start + _CHUNK) for start in range(0, probabilities.shape[1], _CHUNK)]
-    sums = _total(
-        _pixel_sums(
-            probabilities[:, piece],
-            None if labels is None else labels[piece],
-            None if valid is None else valid[piece],
-        )
-        for piece in pieces
-    )
+    maps = (probabilities, labels, valid)
+    pieces = zip_longest(*(() if part is None else torch.split(part.flatten(-2), _CHUNK, -1) for part in maps))
+    sums = reduce(_add, (_pixel_sums(*piece) for piece in pieces))
     if labels is not None:
         bins = sums["bins"].sum(1)
         has_pixels = bins[0].sum() > 0

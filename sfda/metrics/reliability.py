@@ -19,7 +19,7 @@ def reliability_diagram(count: Tensor, confidence: Tensor, accuracy: Tensor) -> 
         accuracy: (M,) share of correct pixels, NaN in empty bins.
 
     Returns:
-        A figure of its own, in no global state: ``figure.savefig(path)``.
+        A figure that is part of no global state.
     """
     from matplotlib.figure import Figure
 
@@ -29,7 +29,6 @@ def reliability_diagram(count: Tensor, confidence: Tensor, accuracy: Tensor) -> 
     ece = float((share * abs(gap)).sum())
     width = 1 / len(share)
     left = [m * width for m in range(len(share))]
-
     figure = Figure(figsize=(4.5, 5.5), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     bar = {"width": width, "align": "edge", "edgecolor": "black", "linewidth": 0.5}

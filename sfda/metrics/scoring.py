@@ -40,23 +40,12 @@ class Scoring(nn.Module):
         return bool(self._added)
 
     def add(self, name: str, make: MakeMetric) -> None:
-        """Add a metric to every validation set, before `open`; adding the same twice adds it once.
-
-        Args:
-            name: Name of the score, where `compute` gives a single one.
-            make: Makes the metric.
-        """
+        """Add a metric to every validation set, once, before `open`; `name` is that of a single score it computes."""
         if (name, make) not in self._added:
             self._added.append((name, make))
 
     def open(self, classes: ClassSet, with_labels: Mapping[str, bool], make_own: MakeMetrics) -> None:
-        """Make new metrics.
-
-        Args:
-            classes: Classes that are scored.
-            with_labels: Validation set → whether its labels may be read.
-            make_own: Makes the metrics of the method.
-        """
+        """Make new metrics, `make_own` those of the method; `with_labels`: validation set → may labels be read?"""
         made = {domain: self._make(classes, labels, make_own) for domain, labels in with_labels.items()}
         self._of_domains = nn.ModuleDict({domain: nn.ModuleList(metrics.values()) for domain, metrics in made.items()})
         self._names = {domain: list(metrics) for domain, metrics in made.items()}
@@ -106,9 +95,7 @@ def _scores(metrics: Iterable[tuple[str, Metric]]) -> Scores:
         computed = metric.compute()
         by_name = computed if isinstance(computed, Mapping) else {name: computed}
         if both := sorted(scores.keys() & by_name.keys()):
-            raise UserError(
-                f"the scores {', '.join(both)} of {type(metric).__name__} are computed by another metric too: rename "
-                "those of your own"
-            )
+            names = f"the scores {', '.join(both)} of {type(metric).__name__}"
+            raise UserError(f"{names} are computed by another metric too: rename those of your own")
         scores |= {key: float(value) for key, value in by_name.items()}
     return scores

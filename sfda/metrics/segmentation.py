@@ -45,9 +45,8 @@ class SegmentationMetrics(LabelFreeMetrics):
         super().__init__(num_classes)
         self.class_names = tuple(class_names)
         self.with_labels = with_labels
-        self.subsets = {
-            name: [self.class_names.index(member) for member in members] for name, members in (subsets or {}).items()
-        }
+        index = self.class_names.index
+        self.subsets = {name: [index(member) for member in members] for name, members in (subsets or {}).items()}
         if with_labels:
             self._add_sums(
                 confusion=(num_classes, num_classes),

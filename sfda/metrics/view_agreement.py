@@ -38,18 +38,12 @@ def views(images: Tensor) -> list[tuple[Tensor, bool]]:
 def view_agreement(predict: Predict, images: Tensor, plain: Tensor) -> Tensor:
     """Share of pixels that keep their class in another view, mean over the four `views`: (B,) in [0, 1].
 
-    Args:
-        predict: The model.
-        images: (B, 3, H, W) RGB in [0, 1].
-        plain: (B, H, W) classes predicted for the images as they are.
+    `images` are (B, 3, H, W) RGB in [0, 1], `plain` (B, H, W) the classes predicted for them as they are.
     """
-    size = (images.shape[-2], images.shape[-1])
-    shares = []
+    size, shares = (images.shape[-2], images.shape[-1]), []
     for view, mirrored in views(images):
         _, classes = top_label(predict(view, size))
-        if mirrored:
-            classes = classes.flip(-1)
-        shares.append((classes == plain).double().mean(dim=(1, 2)))
+        shares.append(((classes.flip(-1) if mirrored else classes) == plain).double().mean(dim=(1, 2)))
     return torch.stack(shares).mean(dim=0)
 
 
