@@ -22,16 +22,9 @@ def refuse_negative(**options: float) -> None:
 
 
 def refuse_outside(low: float, high: float, ends: Literal["[]", "[)", "(]", "()"] = "[]", **options: float) -> None:
-    """Check options of a model, by name, against an interval.
+    """Check options of a model: a `UserError` where one lies outside of the interval, or is NaN.
 
-    Args:
-        low: Where the interval begins.
-        high: Where it ends, possibly infinite.
-        ends: Which of both belong to it, as intervals are written.
-        **options: Numbers.
-
-    Raises:
-        UserError: one of them lies outside, or is NaN.
+    `ends` says which of `low` and `high` belong to it, as intervals are written; `high` may be infinite.
     """
     start = f"{'from' if ends[0] == '[' else 'above'} {low:g}"
     end = {"[]": " to", "(]": ", up to"}.get(ends, ", below") + f" {high:g}"

@@ -61,11 +61,7 @@ def cannot_write(error: OSError, path: Path | None = None, size: int | None = No
 
 @contextmanager
 def writing(path: Path, size: int | None = None) -> Iterator[None]:
-    """Name the file that is written inside the block where the system refuses it.
-
-    Raises:
-        WriteError: the disk is full, or the file or its folder may not be written.
-    """
+    """Raise a `WriteError` that names the file where the system refuses to write it inside the block."""
     try:
         yield
     except OSError as error:

@@ -17,8 +17,7 @@ WORKER_DIED = r"^DataLoader worker \(pid|shared memory|</torch_"
 def user_error_behind(error: Exception) -> UserError | None:
     """What a user can mend about an error of the libraries; None where it is a fault of the program.
 
-    A `UserError` of a class that jsonargparse was instantiating, or of a rank that was forked: both are reported as
-    errors of the libraries' own. And the death of a process that reads images.
+    A `UserError` of a class that jsonargparse instantiated or of a forked rank, or the death of a loader's process.
     """
     if isinstance(error, ProcessRaisedException):
         said = re.split(r"^sfda\.[\w.]+: ", str(error), flags=re.MULTILINE)[1:]

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -18,17 +19,14 @@ PRELOADED = ["sfda.cli.lightning_cli", "segmentation_models_pytorch"]
 """What the server imports once, without starting a thread or touching a GPU; each command is a fork of it."""
 
 
+@dataclass
 class Command:
-    """A running ``sfda`` command.
+    """A running ``sfda`` command."""
 
-    Attributes:
-        output: Its standard output and error as they come, line by line.
-        status: Its exit status, negative for a signal; None while it runs.
-    """
-
-    def __init__(self, output: TextIO) -> None:
-        self.output = output
-        self.status: int | None = None
+    output: TextIO
+    """Its standard output and error as they come, line by line."""
+    status: int | None = None
+    """Its exit status, negative for a signal; None while it runs."""
 
 
 def preload() -> None:

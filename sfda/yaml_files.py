@@ -11,11 +11,7 @@ from sfda.errors import UserError
 
 
 def read_yaml(path: Path) -> Any:
-    """The content of a YAML (or JSON) file.
-
-    Raises:
-        UserError: it cannot be read or parsed; the message has file, line and column.
-    """
+    """The content of a YAML (or JSON) file; a `UserError` with file, line and column where it cannot be parsed."""
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: no UTF-8, or a date like 2026-13-01
@@ -23,11 +19,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """The content of a YAML (or JSON) file of keys and values, as every config is; an empty file has none.
-
-    Raises:
-        UserError: as `read_yaml`, or it holds something else.
-    """
+    """As `read_yaml`, of a file of keys and values, as every config is; an empty one has none, others are refused."""
     content = read_yaml(path)
     if not isinstance(content, dict | None):
         raise UserError(f"{path}: not a config, it holds no mapping")

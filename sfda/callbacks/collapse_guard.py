@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning as L
 import torch
@@ -14,6 +14,7 @@ from torchmetrics import MeanMetric
 from typing_extensions import override
 
 from sfda.callbacks.method_callback import MethodCallback
+from sfda.data.datasets import DomainBatch
 from sfda.files import write_json
 from sfda.methods.kinds.trained import TrainedMethod
 from sfda.metrics.functional import top_label
@@ -21,9 +22,6 @@ from sfda.metrics.label_free import LabelFreeMetrics
 from sfda.networks.finite import refuse_nan
 from sfda.networks.segmenter import eval_mode
 from sfda.runs.checkpoints import load_source_network
-
-if TYPE_CHECKING:
-    from sfda.data.datasets import DomainBatch
 
 IMAGES = 32
 """Target validation images that are looked at, the first ones."""

@@ -27,16 +27,11 @@ class ExtraScores(MethodCallback):
 
     @abstractmethod
     def make_metric(self, classes: ClassSet, with_labels: bool) -> Metric | None:
-        """The metric of a validation set.
+        """The metric of a validation set, as `sfda.metrics.scoring.MakeMetric` says; None: nothing to compute.
 
         Args:
             classes: The C classes that are scored.
             with_labels: Whether there are labels, and the method may read them.
-
-        Returns:
-            A metric whose `update` takes probabilities (B, C, H, W) and labels (B, H, W), 255 = takes part in
-            nothing (None without labels), and whose `compute` gives scalars by name, or one scalar; None where
-            there is nothing to compute.
         """
 
     @override

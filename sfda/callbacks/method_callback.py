@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
+from torch import Tensor
 from typing_extensions import override
 
+from sfda.data.datasets import DomainBatch
 from sfda.methods import Method
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from sfda.data.datasets import DomainBatch
 
 
 class MethodCallback(Callback):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -11,16 +12,12 @@ from torch import Tensor
 from typing_extensions import override
 
 from sfda.callbacks.method_callback import MethodCallback
+from sfda.data.datasets import DomainBatch
 from sfda.data.label_spaces import IGNORE, ClassSet
 from sfda.drawing import Array, class_legend, colour
 from sfda.files import write_figure, write_whole
 from sfda.metrics.reliability import reliability_diagram
 from sfda.metrics.segmentation import SegmentationMetrics
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from sfda.data.datasets import DomainBatch
 
 PANELS = ("image", "label", "prediction", "confidence")
 LARGEST_KEPT = 512
@@ -30,11 +27,8 @@ LARGEST_KEPT = 512
 class Pictures(MethodCallback):
     """After `sfda validate`: ``predictions_<domain>.png`` and, with labels, ``reliability_<domain>.png``.
 
-    ``panels_target.npz`` keeps the panels of the target apart, small, for pictures of several runs.
-
-    Args:
-        folder: The run folder.
-        images: How many images of each domain are drawn.
+    Of each domain `images` are drawn. ``panels_target.npz`` keeps the panels of the target apart, small, for pictures
+    of several runs.
     """
 
     def __init__(self, folder: Path, images: int = 4) -> None:

@@ -84,14 +84,14 @@ def _check_for_label_calibration(run: Run) -> None:
     from sfda.methods.kinds.rebuild import rebuild_method
     from sfda.runs.checkpoints import read_checkpoint
 
-    path = str(run.selected)
+    path, others = str(run.selected), "calibrate it with temperature_scaling or pseudo_cal"
     classes = load_class_set(run.data().get("classes") or CITYSCAPES19.name)
     method = rebuild_method(read_checkpoint(path), {**run.model(), "num_classes": len(classes)}, path).eval()
     read = method.has_read
     if read.reads_images("target") and not (read.source_free and read.labels_read is None):
         raise UserError(
             f"label_calibration would call what comes of {type(method).__name__} ({path}) source-free and label-free, "
-            f"which it is not (it reads {read}): calibrate it with temperature_scaling or pseudo_cal"
+            f"which it is not (it reads {read}): {others}"
         )
     method.views = "single"
     images = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
@@ -101,5 +101,5 @@ def _check_for_label_calibration(run: Run) -> None:
             return
     raise UserError(
         f"label_calibration takes the network of a run alone, and {type(method).__name__} ({path}) does not predict "
-        "with its network alone: calibrate it with temperature_scaling or pseudo_cal"
+        f"with its network alone: {others}"
     )

@@ -34,11 +34,7 @@ def label_free_scores(sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 class LabelFreeMetrics(Metric):
-    """Label-free scores of everything that it has been fed, on all processes together.
-
-    Args:
-        num_classes: Number of classes C of the probabilities.
-    """
+    """Label-free scores of everything that it has been fed, on all processes together; C is `num_classes`."""
 
     full_state_update = False
 
