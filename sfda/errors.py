@@ -1,7 +1,5 @@
 """The one error type that a user is meant to read."""
 
-from __future__ import annotations
-
 import difflib
 import math
 from collections.abc import Iterable

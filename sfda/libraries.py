@@ -1,7 +1,5 @@
 """What errors of the libraries say to a user."""
 
-from __future__ import annotations
-
 import importlib
 import re
 

@@ -1,7 +1,5 @@
 """``sfda`` commands in processes of their own that share one import of torch."""
 
-from __future__ import annotations
-
 import importlib
 import multiprocessing
 import os

@@ -3,8 +3,6 @@
 A bar on a terminal; in a log a line every few seconds, ``step 240/800  loss 1.32  65 s, about 150 s more``.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import sys

@@ -7,8 +7,6 @@ or over all real pixels, are each process's own, as is usual with DDP: their div
 padding alone.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """YAML files that a user writes, and what is wrong with them as a sentence. Imports no torch."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Warns when a fit without labels departs too far from its source model, or collapses."""
 
-from __future__ import annotations
-
 import copy
 import math
 import warnings

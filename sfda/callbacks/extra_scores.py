@@ -1,7 +1,5 @@
 """Scores of one's own beside those of the project."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 
 import lightning as L

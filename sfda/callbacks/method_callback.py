@@ -1,7 +1,5 @@
 """Callbacks that know what they are called with: a `Method`, not any LightningModule."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import lightning as L

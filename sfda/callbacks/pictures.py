@@ -1,7 +1,5 @@
 """Pictures of what a model predicts and how far its confidence can be trusted."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 from typing import Any

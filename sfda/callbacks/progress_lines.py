@@ -1,7 +1,5 @@
 """Progress of a Trainer: lines in a log, bars on a terminal; each with the time that is still needed."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext

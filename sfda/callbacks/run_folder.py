@@ -1,7 +1,5 @@
 """What a run leaves behind: checkpoints and one row of results."""
 
-from __future__ import annotations
-
 import io
 import math
 import os

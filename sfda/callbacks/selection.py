@@ -1,7 +1,5 @@
 """Choosing the checkpoint that a fit is represented by, and saying why."""
 
-from __future__ import annotations
-
 import difflib
 import math
 from collections.abc import Mapping

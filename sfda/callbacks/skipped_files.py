@@ -1,7 +1,5 @@
 """Says which pairs of files were left out, and why."""
 
-from __future__ import annotations
-
 import warnings
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Weights & Biases: one W&B run for each run folder, with everything that is worth looking at."""
 
-from __future__ import annotations
-
 import os
 import uuid
 from collections.abc import Iterator

@@ -3,8 +3,6 @@
 What can be asked for without torch is: mistakes are answered at once.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """LightningCLI for ``sfda fit`` and ``sfda validate``: any method, any DataModule, a run folder of its own."""
 
-from __future__ import annotations
-
 import importlib
 import logging
 import os

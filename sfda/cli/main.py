@@ -3,8 +3,6 @@
 Nothing heavy is imported before it is known what is asked for: `sfda --help` answers at once.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

@@ -1,7 +1,5 @@
 """``sfda predict``: label images of any size with the selected checkpoint of a run."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping, Sequence

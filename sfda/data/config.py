@@ -1,7 +1,5 @@
 """Domains as a YAML file describes them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any

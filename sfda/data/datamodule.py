@@ -1,7 +1,5 @@
 """The DataModule that all methods share."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any

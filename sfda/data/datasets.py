@@ -1,7 +1,5 @@
 """torch data sets over the readers, and how their samples become batches."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, TypedDict, cast
 

@@ -1,7 +1,5 @@
 """What can be wrong with a data set on disk, one type per fault."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from sfda.errors import UserError

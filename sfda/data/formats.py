@@ -4,8 +4,6 @@ Decoders allocate whatever a header declares, and OpenCV up to 4.10 fills the re
 whatever is in memory, without a word. Pillow reads headers too, but refuses many files that OpenCV decodes.
 """
 
-from __future__ import annotations
-
 import re
 import struct
 import zlib

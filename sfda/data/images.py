@@ -4,8 +4,6 @@ Every image and label of the project is opened here and with Python's own `open`
 see `cv2.imread`): so a test can list each file that a run has read.
 """
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 

@@ -4,8 +4,6 @@ Three sets are known by name: ``cityscapes19``, ``synthia16`` and ``synthia13``;
 (see `load_class_set`). Indices are *train ids*: 0..C-1, and 255 for pixels that take part in nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any

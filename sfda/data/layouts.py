@@ -1,7 +1,5 @@
 """How the files of data sets lie on disk, one table row per published data set. Imports no torch."""
 
-from __future__ import annotations
-
 import importlib
 import re
 from dataclasses import dataclass, fields, replace

@@ -4,8 +4,6 @@ Only names are looked at here, no file is opened but the lists of names. Where l
 the label folder is listed or even looked for: a source-free run works with that folder gone.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Paths as a user writes them, and the files of a folder: one way for all who look for images. Imports no torch."""
 
-from __future__ import annotations
-
 import os
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """A split of a data set as images and label maps in the class set that is wanted."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path

@@ -4,8 +4,6 @@ Both samplers subclass `torch.utils.data.DistributedSampler`, for one process to
 instead of wrapping them in a sampler of its own, which would pad the validation set with duplicates.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 

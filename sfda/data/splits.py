@@ -1,7 +1,5 @@
 """Which images of a data set are for training and which for validation, where its layout does not say."""
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping

@@ -1,7 +1,5 @@
 """Random views of a training image: one geometry, a weak and a strong photometry."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 from typing import Any

@@ -4,8 +4,6 @@ Implemented from the published description of Cal-SFDA (arXiv 2308.03003). Pixel
 ground-truth class; each group has an ECE over right-closed equal-width bins of the top-label confidence.
 """
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 import torch

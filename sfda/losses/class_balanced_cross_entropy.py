@@ -4,8 +4,6 @@ Implemented from the published description (arXiv 2306.01598). A pixel's cross-e
 the weights are not divided out again: means are over all real pixels, an unlabelled one counts 0.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

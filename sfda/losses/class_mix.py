@@ -3,8 +3,6 @@
 Implemented from the published description; across domains it is DACS (Tranheden et al., arXiv 2007.08702).
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Cross-entropy that survives an image without labels."""
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor
 

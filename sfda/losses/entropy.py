@@ -1,7 +1,5 @@
 """Entropy of predictions, and the losses that are made of it; no label is read."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """How far the source model's prediction of a pixel can be trusted: the importance of IAPC."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

@@ -1,7 +1,5 @@
 """Means over some of the pixels of a batch, or of the batches of all processes."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

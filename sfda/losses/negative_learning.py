@@ -4,8 +4,6 @@ Implemented from the published description of Cal-SFDA (arXiv 2308.03003): a cla
 is its complementary label, which the pixel most likely does not have.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

@@ -5,8 +5,6 @@ network's features, similarities are raw cosines between them and the features o
 without a pixel is absent: it has no prototype and wins nothing.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Cross-entropy against probability vectors instead of classes."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -4,8 +4,6 @@ Reverse cross-entropy as in symmetric cross-entropy learning (arXiv 1908.06112),
 (arXiv 2308.03003); implemented from the published descriptions.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

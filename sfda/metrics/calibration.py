@@ -3,8 +3,6 @@
 Bins are (3, ..., M): pixel count, Σ confidence and Σ correct of M bins in the order of confidence, in float64.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

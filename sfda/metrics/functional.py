@@ -4,8 +4,6 @@ Sums of images, batches and processes add up, so that every score derived from t
 together. Nothing here waits for the device. Derived scores stand in `calibration`, `label_free` and `segmentation`.
 """
 
-from __future__ import annotations
-
 from functools import reduce
 from itertools import zip_longest
 

@@ -1,7 +1,5 @@
 """Scores that no label has to be read for; selectors of source-free methods look at these alone."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

@@ -1,7 +1,5 @@
 """What the predictions for every validation set are scored by."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar, cast
 

@@ -1,7 +1,5 @@
 """Everything that a segmentation is scored by, from one pass over its probabilities."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor

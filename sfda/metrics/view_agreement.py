@@ -1,7 +1,5 @@
 """How much a model agrees with itself between views of an image: a label-free score."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

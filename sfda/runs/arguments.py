@@ -3,8 +3,6 @@
 Nothing here imports torch, so that mistakes are answered at once.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

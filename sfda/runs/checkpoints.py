@@ -4,8 +4,6 @@ A file of weights never names code. Its `hyper_parameters` are compared with wha
 ``config.yaml`` says; what is imported and called comes from there alone.
 """
 
-from __future__ import annotations
-
 import math
 import pickle
 import re

@@ -1,7 +1,5 @@
 """``sfda compare``: experiments side by side, each after what it starts from."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import shlex

@@ -1,7 +1,5 @@
 """Runs what is not yet run: the stages of a comparison, the trials of a sweep."""
 
-from __future__ import annotations
-
 import os
 import shlex
 import time

@@ -1,7 +1,5 @@
 """A run folder: what lies in it, and what it says."""
 
-from __future__ import annotations
-
 import csv
 import json
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The parameters of a sweep file: what they may be, and how a value is drawn."""
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """One picture of a comparison: the same images as every experiment labels them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

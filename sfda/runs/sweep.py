@@ -1,7 +1,5 @@
 """``sfda sweep``: the trials of a W&B sweep file, here and without an account."""
 
-from __future__ import annotations
-
 import itertools
 import re
 import time

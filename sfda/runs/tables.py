@@ -1,7 +1,5 @@
 """Tables of runs: of a comparison, for the terminal and as flat rows for everything else, and of a sweep."""
 
-from __future__ import annotations
-
 import csv
 import io
 import re

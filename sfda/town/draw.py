@@ -4,8 +4,6 @@ A scene is painted as *numbers of polygons*, back to front, into one integer map
 from that map: they cannot disagree, and weather, which only changes how colours are looked up, cannot touch labels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum

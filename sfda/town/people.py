@@ -1,7 +1,5 @@
 """People on foot and on two wheels."""
 
-from __future__ import annotations
-
 from sfda.town.draw import Dice, Material, Sketch, scaled
 from sfda.town.styles import Style
 

@@ -1,7 +1,5 @@
 """What stands at the kerb: trees, bushes, poles, traffic lights and signs."""
 
-from __future__ import annotations
-
 from sfda.town.draw import CIRCLE, Colour, Dice, Material, Sketch, mixed, scaled
 from sfda.town.styles import Style
 

@@ -1,7 +1,5 @@
 """The layout of a scene: camera, street, what lines it, and what stands and moves in it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 

@@ -1,7 +1,5 @@
 """From polygon numbers to an image: texture, shadow, haze, weather and the sensor."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 

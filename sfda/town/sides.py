@@ -1,7 +1,5 @@
 """What lines the street: buildings, walls, fences and parks, each a stretch along one side."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from sfda.town.draw import Colour, Dice, Material, Sketch, mixed, scaled

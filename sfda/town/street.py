@@ -1,7 +1,5 @@
 """The street itself: its cross-section, and what is painted on the ground."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from sfda.town.draw import Colour, Dice, Material, Sketch, scaled

@@ -3,8 +3,6 @@
 A preset is fixed for good once results were published with it: a change of any number below is a new preset.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

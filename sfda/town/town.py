@@ -1,7 +1,5 @@
 """One scene of the town: its image and its labels."""
 
-from __future__ import annotations
-
 from zlib import crc32
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Writes the town to disk in the layouts of GTA5, SYNTHIA-RAND-CITYSCAPES and Cityscapes."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
