@@ -25,6 +25,7 @@ from sfda.errors import UserError
 from sfda.files import write_whole, writing
 from sfda.methods.kinds.trained import count_trained
 from sfda.metrics.scoring import Scores, score_names
+from sfda.progress import write_line
 from sfda.runs.run import Run
 
 FIT_FACTS = ("selected_by", "selected_step", "adapt_seconds", "peak_memory_mb", "git_commit")
@@ -112,7 +113,7 @@ class RunFolder(MethodCallback):
             facts = {"selected_by": selected_by, "selected_step": step, "adapt_seconds": round(seconds, 2)}
             self.run.write_row(self._row({}) | facts | {"peak_memory_mb": peak_memory_mb()})
             why = "the last one, no selector is at work" if selected_by == "last" else f"selected by {selected_by}"
-            _say(f"{self.run.selected}: step {step}, {why}")
+            write_line(f"{self.run.selected}: step {step}, {why}")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Fill in the scores after `sfda validate`, and keep what was scored beside them."""
@@ -134,8 +135,8 @@ class RunFolder(MethodCallback):
                 for name, text, factor, digits, unit in SHOWN
                 if name in scores
             ]
-            _say(f"{domain}: {', '.join(shown)}")
-        _say(f"all scores and pictures are in {self.run.folder}")
+            write_line(f"{domain}: {', '.join(shown)}")
+        write_line(f"all scores and pictures are in {self.run.folder}")
 
     def _row(self, results: Mapping[str, Scores]) -> dict[str, Any]:
         method, data = self.method, self.method.datamodule
@@ -192,10 +193,6 @@ def git_commit() -> str | None:
         return git("describe", "--always", "--abbrev=12", "--dirty", "--exclude=*")
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
 
 
 def _link(existing: Path, path: Path) -> None:

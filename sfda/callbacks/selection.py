@@ -91,9 +91,8 @@ class Selector(MethodCallback, ModelCheckpoint):
             )
         close = difflib.get_close_matches(self.score, of_this_set, n=1)
         if close and not self.method.scoring.has_added:
-            raise UserError(
-                f"{name} monitors {self.score!r}, which is not among the scores: did you mean {close[0]!r}?"
-            )
+            monitored = f"{name} monitors {self.score!r}"
+            raise UserError(f"{monitored}, which is not among the scores: did you mean {close[0]!r}?")
 
     def _refuse_missing_score(self, logged: Mapping[str, Any]) -> None:
         """After the first validation it is certain; a score that was computed and not logged is NaN."""

@@ -33,15 +33,9 @@ def at_least_float32(values: Tensor) -> Tensor:
 
 
 def top_label(probabilities: Tensor) -> tuple[Tensor, Tensor]:
-    """Confidence and predicted class of every pixel; the first class wins a tie.
+    """Largest probability of every pixel and its class: (B, C, ...), C at most 254 → (B, ...) and uint8 (B, ...).
 
-    The same as ``probabilities.max(dim=1)``, five times as fast on a CPU.
-
-    Args:
-        probabilities: (B, C, ...), C at most 254.
-
-    Returns:
-        Largest probability (B, ...) and its class (B, ...), uint8.
+    The first class wins a tie. The same as ``probabilities.max(dim=1)``, five times as fast on a CPU.
     """
     num_classes = probabilities.shape[1]
     confidence = probabilities.amax(1)
@@ -63,15 +57,10 @@ def scatter_sum(values: Tensor, slots: Tensor, size: int) -> Tensor:
 
 
 def group_probabilities(probabilities: Tensor, groups: Tensor, num_groups: int) -> Tensor:
-    """Probabilities of coarser classes: the sums over the classes of each group.
+    """Probabilities of coarser classes, the sums over the classes of each group: (B, C, H, W) → (B, G, H, W).
 
-    Args:
-        probabilities: (B, C, H, W).
-        groups: (C,) group of every class, integers 0..num_groups-1 (`label_spaces.score_groups`).
-        num_groups: Number of groups G.
-
-    Returns:
-        (B, G, H, W), at least float32; a group without classes has probability 0.
+    `groups` (C,) holds the group of every class, integers 0..G-1 (`label_spaces.score_groups`). The result is at least
+    float32; a group without classes has probability 0.
     """
     probabilities = at_least_float32(probabilities)
     batch, _, height, width = probabilities.shape

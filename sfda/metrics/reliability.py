@@ -13,13 +13,8 @@ if TYPE_CHECKING:
 def reliability_diagram(count: Tensor, confidence: Tensor, accuracy: Tensor) -> Figure:
     """Accuracy of every confidence bin, its gap to the mean confidence, and the share of pixels below.
 
-    Args:
-        count: (M,) pixels of M equal-width bins on (0, 1].
-        confidence: (M,) mean confidence, NaN in empty bins.
-        accuracy: (M,) share of correct pixels, NaN in empty bins.
-
-    Returns:
-        A figure that is part of no global state.
+    All are (M,), of M equal-width bins on (0, 1]: pixels, mean confidence and share of correct pixels, the last two NaN
+    in empty bins. The figure is part of no global state.
     """
     from matplotlib.figure import Figure
 
