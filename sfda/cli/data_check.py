@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import cv2
 import numpy as np
@@ -22,11 +22,10 @@ from rich.console import Console
 from rich.text import Text
 
 from sfda.cli.data_check_tables import merged_faults, print_tables
-from sfda.data.config import domains_of
 from sfda.data.errors import MissingLabels, UnreadableFile
 from sfda.data.images import read_image, read_orientation
 from sfda.data.label_spaces import CITYSCAPES19, ClassSet, Lookup, load_class_set, score_groups
-from sfda.data.layouts import Domain, layout_of
+from sfda.data.layouts import Domain, domains_of, layout_of
 from sfda.data.pairs import Pair, read_pairs
 from sfda.data.places import describe_other_files, has_label_folder, lacks_validation
 from sfda.data.readers import class_set_of_files, count_values, labels_in, look_up, read_values
@@ -35,7 +34,6 @@ from sfda.errors import UserError
 from sfda.progress import progress
 from sfda.runs.experiment import data_options, find_fragment, read_config
 
-SPLITS: tuple[Split, ...] = ("train", "val")
 PAIRS_AT_A_TIME = 8
 
 
@@ -45,38 +43,21 @@ def _no_counts() -> npt.NDArray[np.int64]:
 
 @dataclass
 class Findings:
-    """What was seen in some pairs.
+    """What was seen in some pairs."""
 
-    Attributes:
-        labelled: Pairs that have a label file.
-        bad: Pairs that cannot be used.
-        sizes: Images of each (height, width).
-        turned: EXIF orientation and path of each image that has one other than 1.
-        pixels: (256,) pixels of each train id.
-        images: (256,) label maps in which it occurs.
-        values: (256,) pixels of each value as it stands in the label files.
-        faults: A message a fault.
-    """
-
-    labelled: int = 0
-    bad: int = 0
-    sizes: Counter[tuple[int, ...]] = field(default_factory=Counter)
-    turned: list[tuple[int, Path]] = field(default_factory=list)
-    pixels: npt.NDArray[np.int64] = field(default_factory=_no_counts)
-    images: npt.NDArray[np.int64] = field(default_factory=_no_counts)
-    values: npt.NDArray[np.int64] = field(default_factory=_no_counts)
+    labelled: int = 0  # pairs that have a label file
+    bad: int = 0  # pairs that cannot be used
+    sizes: Counter[tuple[int, ...]] = field(default_factory=Counter)  # images of each (height, width)
+    turned: list[tuple[int, Path]] = field(default_factory=list)  # EXIF orientations other than 1
+    pixels: npt.NDArray[np.int64] = field(default_factory=_no_counts)  # of each train id
+    images: npt.NDArray[np.int64] = field(default_factory=_no_counts)  # label maps in which it occurs
+    values: npt.NDArray[np.int64] = field(default_factory=_no_counts)  # pixels of each value in the label files
     faults: list[str] = field(default_factory=list)
 
     def add(self, other: Findings) -> None:
         """Add what was seen in other pairs."""
-        self.labelled += other.labelled
-        self.bad += other.bad
-        self.sizes += other.sizes
-        self.turned += other.turned
-        self.pixels += other.pixels
-        self.images += other.images
-        self.values += other.values
-        self.faults += other.faults
+        for name in vars(self):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
 @dataclass
@@ -94,9 +75,7 @@ class SplitReport:
     other_files: str = ""
     found: Findings = field(default_factory=Findings)
 
-    @property
-    def title(self) -> str:
-        """For headings."""
+    def __str__(self) -> str:
         return f"{self.name} {self.split}"
 
 
@@ -120,11 +99,9 @@ def check(config: str) -> int:
     console = Console()
     faults: list[str] = []
     classes, score_classes = _class_sets(options, faults)
-    reports = [
-        _list_split(SplitReport(name, split, domain), classes, score_classes)
-        for name, domain in domains.items()
-        for split in SPLITS
-    ]
+    reports = [SplitReport(name, split, domain) for name, domain in domains.items() for split in get_args(Split)]
+    for report in reports:
+        _list_pairs(report, classes, score_classes)
     _open_pairs(reports, console)
     print_tables(reports, console)
     faults = [f"config: {fault}" for fault in faults] + merged_faults(reports)
@@ -143,9 +120,6 @@ def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-# ---------------------------------------------------------------- names
-
-
 def _class_sets(options: dict[str, Any], faults: list[str]) -> tuple[ClassSet, ClassSet]:
     """`classes` and `score_classes`; `cityscapes19` in the place of one that is at fault."""
     try:
@@ -158,13 +132,10 @@ def _class_sets(options: dict[str, Any], faults: list[str]) -> tuple[ClassSet, C
     return classes, score_classes
 
 
-def _list_split(report: SplitReport, classes: ClassSet, score_classes: ClassSet) -> SplitReport:
+def _list_pairs(report: SplitReport, classes: ClassSet, score_classes: ClassSet) -> None:
     def note(fault: UserError) -> None:
-        if (
-            isinstance(fault, MissingLabels)
-            and report.name == "target"
-            and not has_label_folder(report.domain, report.split)
-        ):
+        of_target = isinstance(fault, MissingLabels) and report.name == "target"
+        if of_target and not has_label_folder(report.domain, report.split):
             report.needs_no_labels = True
         else:
             report.found.faults.append(str(fault))
@@ -173,13 +144,12 @@ def _list_split(report: SplitReport, classes: ClassSet, score_classes: ClassSet)
         report.other_files = describe_other_files(report.domain, report.split)
         report.needs_no_images = (report.name, report.split) == ("target", "val") and lacks_validation(report.domain)
         if report.needs_no_images:
-            return report
+            return
         report.pairs = read_pairs(report.domain, report.split, with_labels=True, report=note)
         if any(pair.label for pair in report.pairs):
             _look_up(report, classes, score_classes)
     except UserError as fault:
         note(fault)
-    return report
 
 
 def _look_up(report: SplitReport, classes: ClassSet, score_classes: ClassSet) -> None:
@@ -191,9 +161,6 @@ def _look_up(report: SplitReport, classes: ClassSet, score_classes: ClassSet) ->
         labels_in(report.domain, score_classes)
     elif report.name == "source":
         labels_in(report.domain, classes)
-
-
-# ---------------------------------------------------------------- files
 
 
 def check_pairs(pairs: Sequence[Pair], domain: Domain, table: Lookup | None) -> Findings:
@@ -239,9 +206,8 @@ def _open_pairs(reports: Sequence[SplitReport], console: Console) -> None:
     ]
     if not portions:
         return
-    pool = ProcessPoolExecutor(
-        min(os.cpu_count() or 1, len(portions)), multiprocessing.get_context("spawn"), initializer=_start_worker
-    )
+    workers = min(os.cpu_count() or 1, len(portions))
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
     try:
         arguments = zip(*((pairs, report.domain, report.table) for report, pairs in portions), strict=True)
         with progress(console, "opening pairs", sum(len(report.pairs) for report in reports)) as advance:

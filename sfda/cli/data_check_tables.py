@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
@@ -29,7 +28,7 @@ def print_tables(reports: Sequence[SplitReport], console: Console) -> None:
     for report in reports:
         found, total = report.found, len(report.pairs)
         counts = (total, found.labelled, total - found.bad, found.bad)
-        table.add_row(report.title, *map(str, counts), _sizes(found.sizes))
+        table.add_row(str(report), *map(str, counts), _sizes(found.sizes))
     console.print(table)
     by_classes: dict[tuple[str, ...], list[SplitReport]] = {}
     for report in reports:
@@ -40,30 +39,31 @@ def print_tables(reports: Sequence[SplitReport], console: Console) -> None:
     for report in reports:
         if report.needs_no_images:
             console.print(
-                f"{report.title}: no images (fine: a method that reads no labels is then watched and scored on the "
-                "training images; every other method, and scoring by labels, needs some)",
+                f"{report}: no images (fine: a method that reads no labels is then watched and scored on the training "
+                "images; every other method, and scoring by labels, needs some)",
                 soft_wrap=True,
             )
         if report.needs_no_labels:
-            console.print(f"{report.title}: no labels (fine: adapting needs none; scoring does)")
-        if report.other_files:
-            console.print(Text(f"{report.title}: {report.other_files}", style="yellow"), soft_wrap=True)
-        if report.found.turned:
-            console.print(Text(_turned(report.title, report.found.turned), style="yellow"), soft_wrap=True)
-        if suspicion := train_ids_suspected(report.domain, report.found.values):
-            console.print(Text(f"{report.title}: {suspicion}", style="yellow"), soft_wrap=True)
-        names = [name for name, count in zip(report.classes.names, report.found.images, strict=False) if not count]
-        if names and report.found.pixels.any():
-            console.print(Text(f"{report.title}: never occurs {', '.join(names)}", style="yellow"), soft_wrap=True)
+            console.print(f"{report}: no labels (fine: adapting needs none; scoring does)")
+        for remark in _remarks(report):
+            console.print(Text(f"{report}: {remark}", style="yellow"), soft_wrap=True)
 
 
-def _turned(title: str, turned: Sequence[tuple[int, Path]]) -> str:
-    kinds = sorted(Counter(orientation for orientation, _ in turned).items())
-    counts = ", ".join(f"{orientation} ({ORIENTATIONS[orientation]}): {count}" for orientation, count in kinds)
-    return (
-        f"{title}: images with an EXIF orientation, {counts}; for example {turned[0][1]}. They are read as viewers "
-        "show them: their labels must be drawn on the turned image, not on the stored pixels"
-    )
+def _remarks(report: SplitReport) -> Iterator[str]:
+    if report.other_files:
+        yield report.other_files
+    if turned := report.found.turned:
+        kinds = sorted(Counter(orientation for orientation, _ in turned).items())
+        counts = ", ".join(f"{orientation} ({ORIENTATIONS[orientation]}): {count}" for orientation, count in kinds)
+        yield (
+            f"images with an EXIF orientation, {counts}; for example {turned[0][1]}. They are read as viewers show "
+            "them: their labels must be drawn on the turned image, not on the stored pixels"
+        )
+    if suspicion := train_ids_suspected(report.domain, report.found.values):
+        yield suspicion
+    names = [name for name, count in zip(report.classes.names, report.found.images, strict=False) if not count]
+    if names and report.found.pixels.any():
+        yield f"never occurs {', '.join(names)}"
 
 
 def _sizes(sizes: Counter[tuple[int, ...]]) -> str:
@@ -77,13 +77,10 @@ def _sizes(sizes: Counter[tuple[int, ...]]) -> str:
 
 def _class_table(reports: Sequence[SplitReport]) -> Table:
     classes = reports[0].classes
-    table = Table(
-        "class",
-        box=SIMPLE_HEAD,
-        caption="share of the labelled pixels; of all pixels for (ignored). In brackets: images",
-    )
+    caption = "share of the labelled pixels; of all pixels for (ignored). In brackets: images"
+    table = Table("class", box=SIMPLE_HEAD, caption=caption)
     for report in reports:
-        table.add_column(report.title, justify="right")
+        table.add_column(str(report), justify="right")
     for index, (name, (red, green, blue)) in enumerate(zip(classes.names, classes.colours, strict=True)):
         cells = [_cell(report.found, index, slice(len(classes))) for report in reports]
         table.add_row(Text.assemble(("■ ", f"rgb({red},{green},{blue})"), name), *cells)

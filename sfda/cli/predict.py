@@ -14,10 +14,10 @@ import yaml
 from rich.console import Console
 from rich.text import Text
 
-from sfda.data.config import domains_of
 from sfda.data.errors import UnreadableFile
 from sfda.data.images import read_image
 from sfda.data.label_spaces import CITYSCAPES19, CITYSCAPES_IDS, IGNORE, ClassSet, Lookup, index_map, load_class_set
+from sfda.data.layouts import domains_of
 from sfda.data.paths import IMAGE_TYPES, describe_left_out, files_below
 from sfda.data.transforms import resize_image
 from sfda.drawing import Array, colour

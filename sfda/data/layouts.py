@@ -2,9 +2,10 @@
 
 import importlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from sfda.data.formats import MAX_PIXELS
 from sfda.data.label_spaces import CITYSCAPES19, SYNTHIA_IDS, ClassSet, in_train_ids
@@ -182,3 +183,27 @@ def _import_layout(path: str) -> Layout:
     if not isinstance(found, Layout):
         raise UserError(f"layout {path!r} is no sfda.data.layouts.Layout, but a {type(found).__name__}")
     return found
+
+
+def domains_of(options: Mapping[str, Any]) -> dict[str, Domain]:
+    """The configured domains by name, `source` (where there is one) before `target`.
+
+    Raises:
+        UserError: a domain has unknown options, or lacks one.
+    """
+    return {name: _domain(name, options[name]) for name in ("source", "target") if options.get(name)}
+
+
+def _domain(name: str, given: Any) -> Domain:
+    known = [field.name for field in fields(Domain)]
+    if not isinstance(given, dict):
+        raise UserError(f"`{name}` must be a mapping with `layout` and `root`, not {given!r}")
+    if unknown := [key for key in given if key not in known]:
+        raise UserError(f"`{name}` has unknown options {unknown}; known are {', '.join(known)}")
+    if missing := [key for key in ("layout", "root") if given.get(key) is None]:
+        raise UserError(f"`{name}` lacks {' and '.join(missing)}")
+    if not isinstance(given.get("max_pixels", 1), int):
+        raise UserError(f"`{name}` has a `max_pixels` that is no whole number: {given['max_pixels']!r}")
+    if wrong := [key for key, value in given.items() if key != "max_pixels" and not isinstance(value, str | None)]:
+        raise UserError(f"`{name}` has options that are no text: {', '.join(wrong)}")
+    return Domain(**given)
