@@ -1,7 +1,8 @@
 """A score that sfda does not have."""
 
-from sfda.callbacks.extra_scores import ExtraScores
 from torchmetrics.classification import MulticlassCohenKappa
+
+from sfda.callbacks.extra_scores import ExtraScores
 
 
 class Kappa(ExtraScores):
