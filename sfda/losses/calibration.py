@@ -40,15 +40,9 @@ class _SoftMaximum(torch.autograd.Function):
 def soft_confidence(probabilities: Tensor, temperature: float = 1e-5) -> Tensor:
     """Top-label confidence with a gradient: ``t · logsumexp(p / t)`` over the classes.
 
-    It exceeds the maximum by at most ``t · ln C``; as t → 0 its gradient goes to the top class alone. It can be
+    From probabilities (B, C, ...) to (B, ...), at least float32. It exceeds the maximum by at most ``t · ln C``; as
+    t → 0 its gradient goes to the top class alone, and with t above about 0.1 it is no confidence. It can be
     differentiated once.
-
-    Args:
-        probabilities: (B, C, ...).
-        temperature: t > 0; above about 0.1 the value is no confidence any more.
-
-    Returns:
-        (B, ...), at least float32.
     """
     soft: Tensor = _SoftMaximum.apply(at_least_float32(probabilities), temperature)
     return soft
@@ -94,10 +88,7 @@ def classwise_ece(
 ) -> Tensor:
     """Mean of `image_ece` over the images that have a labelled pixel: the loss ECE_diff of source training.
 
-    Arguments as for `image_ece`.
-
-    Returns:
-        Scalar, at least float32; 0 with a gradient where every pixel is ignored.
+    A scalar, at least float32; 0 with a gradient where every pixel is ignored.
     """
     labelled_images = (labels != IGNORE).flatten(1).any(1).sum()
     return image_ece(probabilities, labels, bins, temperature, absent).sum() / labelled_images.clamp(min=1)

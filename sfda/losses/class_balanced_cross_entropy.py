@@ -24,30 +24,18 @@ def class_pixels(labels: Tensor, num_classes: int) -> Tensor:
 def update_absence(absence: Tensor, pixels: Tensor, weight: float = 7.0, momentum: float = 0.9) -> Tensor:
     """Moving average, over batches, of `weight` for a class that is absent from a batch and 1 for one that is there.
 
-    Args:
-        absence: (C,), 1 at the start of a run.
-        pixels: (C,) of this batch, see `class_pixels`.
-        weight: What an absent class counts.
-        momentum: Share of the old average, in [0, 1].
-
-    Returns:
-        (C,) between 1 and `weight`.
+    `absence` (C,) is 1 at the start of a run, and stays between 1 and `weight`; `pixels` (C,) are those of
+    `class_pixels`, and `momentum` in [0, 1] is the share of the old average.
     """
     absent = torch.where(pixels == 0, weight, 1.0).to(absence.dtype)
     return momentum * absence + (1 - momentum) * absent
 
 
 def class_weights(pixels: Tensor, area: int, absence: Tensor, weight: float = 7.0) -> Tensor:
-    """Weights of the classes in one batch: `absence`, times `weight` for a rare class.
+    """Weights of the classes in one batch: `absence` of `update_absence`, times `weight` for a rare class.
 
-    Args:
-        pixels: (C,) of this batch, see `class_pixels`.
-        area: Number of pixels B·H·W of the batch, padding included; less than `RARE_SHARE` of it is rare.
-        absence: (C,), see `update_absence`.
-        weight: What a rare class counts.
-
-    Returns:
-        (C,), at least 1 and at most the square of `weight`.
+    Rare are `pixels` (C,) below `RARE_SHARE` of the `area`, all B·H·W pixels of the batch with their padding. Weights
+    (C,) are at least 1 and at most the square of `weight`.
     """
     return torch.where(pixels < RARE_SHARE * area, weight, 1.0).to(absence.dtype) * absence
 
@@ -55,13 +43,8 @@ def class_weights(pixels: Tensor, area: int, absence: Tensor, weight: float = 7.
 def class_balanced_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     """Cross-entropy of every pixel times the weight of its class: a map for `sfda.losses.mean.mean_over_pixels`.
 
-    Args:
-        logits: (B, C, H, W); half precision is raised to float32.
-        labels: (B, H, W) int64, 255 = unlabelled.
-        weights: (C,).
-
-    Returns:
-        (B, H, W), 0 where unlabelled.
+    From logits (B, C, H, W), raised to float32, labels (B, H, W) int64, 255 = unlabelled, and weights (C,) to
+    (B, H, W), 0 where unlabelled.
     """
     logits = at_least_float32(logits)
     return F.cross_entropy(logits, labels, weights.to(logits.dtype), ignore_index=IGNORE, reduction="none")

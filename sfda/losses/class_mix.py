@@ -13,14 +13,8 @@ from sfda.data.label_spaces import IGNORE
 def class_halves(labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     """The pixels of a random half of the classes of every image, and those of its other classes.
 
-    Half of an odd number is rounded up. Drawn by torch's global generator of the device.
-
-    Args:
-        labels: (B, H, W), 255 = belongs to no class.
-        num_classes: C.
-
-    Returns:
-        Two (B, H, W) bool, nowhere both True; neither holds a pixel without a class.
+    Half of an odd number is rounded up. Drawn by torch's global generator of the device. From labels (B, H, W), 255 =
+    no class, to two (B, H, W) bool, nowhere both True; neither holds a pixel without a class.
     """
     labelled = labels != IGNORE
     slots = labels.long().where(labelled, num_classes)

@@ -36,13 +36,8 @@ class _Entropy(torch.autograd.Function):
 def entropy(logits: Tensor) -> Tensor:
     """Entropy of every pixel's softmax: ``H = −Σ_c p_c · log p_c = logsumexp(z) − Σ_c p_c · z_c``.
 
-    Infinite logits give the limit, with a finite gradient. It can be differentiated once.
-
-    Args:
-        logits: (B, C, ...).
-
-    Returns:
-        (B, ...) in nats, in [0, ln C], at least float32.
+    From logits (B, C, ...) to (B, ...) in nats, in [0, ln C], at least float32. Infinite logits give the limit, with a
+    finite gradient. It can be differentiated once.
     """
     pixels: Tensor = _Entropy.apply(at_least_float32(logits))
     return pixels

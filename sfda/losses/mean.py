@@ -9,20 +9,14 @@ _FEWEST = 1e-6  # one pixel, shared by however many processes, is more
 
 
 def mean_over_pixels(values: Tensor, chosen: Tensor, ranks: Ranks = ALONE) -> Tensor:
-    """Mean of `values` (B, H, W) where `chosen` (B, H, W) bool; 0 with a gradient where no pixel is.
+    """Mean of `values` (B, H, W), at least float32, where `chosen` (B, H, W) bool; 0 with a gradient without any.
 
-    Args:
-        values: At least float32.
-        chosen: Which pixels take part.
-        ranks: With `ALL_RANKS` the mean over the processes of what each gets, and so what DDP minimises, is the mean
-            over the pixels of all of them.
+    With `ALL_RANKS` the mean over the processes of what each gets, and so what DDP minimises, is the mean over the
+    pixels of all of them.
     """
     return torch.where(chosen, values, 0).sum() / number_of_pixels(chosen, values.dtype, ranks)
 
 
 def number_of_pixels(chosen: Tensor, dtype: torch.dtype, ranks: Ranks = ALONE) -> Tensor:
-    """What the sum over the `chosen` pixels (B, H, W) bool is divided by: their number (its mean over `ranks`).
-
-    A scalar of `dtype`, above 0.
-    """
+    """Divisor of a sum over the `chosen` pixels (B, H, W) bool: their number (its mean over `ranks`), above 0."""
     return ranks.mean(chosen.sum().to(dtype)).clamp(min=_FEWEST)

@@ -16,12 +16,7 @@ _FLOOR = 1e-5
 
 
 def complementary_rank(num_classes: int, generator: np.random.Generator) -> int:
-    """Draw the rank of the complementary label: ``C // 2 + U{−3..3}``, within 2..C.
-
-    Args:
-        num_classes: C, at least 2.
-        generator: Randomness that all ranks of a run share.
-    """
+    """Draw the rank of the complementary label: ``C // 2 + U{−3..3}``, within 2..C; the same in all processes."""
     drawn = num_classes // 2 + int(generator.integers(-3, 3, endpoint=True))
     return max(2, min(drawn, num_classes))
 

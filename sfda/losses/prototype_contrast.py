@@ -27,13 +27,8 @@ def resize_nearest(labels: Tensor, size: tuple[int, int]) -> Tensor:
 def feature_sums(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     """Sum of the features of every class in every image, and how many there are; those of images and ranks add up.
 
-    Args:
-        features: (B, D, h, w); half precision is raised to float32.
-        labels: (B, h, w), 255 = takes part in nothing.
-        num_classes: C.
-
-    Returns:
-        Sums (B, C, D) and counts (B, C), without a gradient.
+    From features (B, D, h, w), raised to float32, and labels (B, h, w), 255 = takes part in nothing, to sums (B, C, D)
+    and counts (B, C), without a gradient.
     """
     features = at_least_float32(features.detach())
     classes = torch.arange(num_classes, device=labels.device).view(1, -1, 1, 1)
@@ -45,14 +40,8 @@ def feature_sums(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Te
 def update_prototypes(prototypes: Tensor, sums: Tensor, counts: Tensor, momentum: float) -> Tensor:
     """Moving averages, over batches, of the mean feature of every class; a class's first mean is taken as it is.
 
-    Args:
-        prototypes: (C, D), zeros for a class that has never been seen.
-        sums: (C, D) of this batch, see `feature_sums`.
-        counts: (C,) of this batch; a class without a pixel keeps its prototype.
-        momentum: Share of the old prototype, in [0, 1].
-
-    Returns:
-        (C, D).
+    Prototypes are (C, D), zeros for a class that has never been seen; a class without a pixel in this batch, by `sums`
+    (C, D) and `counts` (C,) of `feature_sums`, keeps its own. `momentum` in [0, 1] is the share of the old ones.
     """
     means = sums / counts.clamp(min=1).unsqueeze(1)
     averaged = torch.where(prototypes.any(1, keepdim=True), means.lerp(prototypes, momentum), means)
@@ -77,14 +66,10 @@ def cosine_similarities(features: Tensor, sums: Tensor) -> Tensor:
 
 
 def nearest_prototype(similarities: Tensor, present: Tensor) -> Tensor:
-    """The present class whose prototype is most similar: the label ŷ_proto.
+    """The present class whose prototype is most similar: the label ŷ_proto, (B, h, w) int64.
 
-    Args:
-        similarities: (B, C, h, w), see `cosine_similarities`.
-        present: (B, C) bool, which classes have a prototype.
-
-    Returns:
-        (B, h, w) int64; 255 in an image without a prototype.
+    Of `cosine_similarities` (B, C, h, w); `present` (B, C) bool says which classes have a prototype. 255 in an image
+    without any.
     """
     nearest = mask_absent(similarities.detach(), present).argmax(1)
     return nearest.masked_fill(~present.any(1).view(-1, 1, 1), IGNORE)

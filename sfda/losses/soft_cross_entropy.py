@@ -37,6 +37,4 @@ def soft_cross_entropy(
     pixels = logits.logsumexp(dim=1) - (targets * logits).sum(dim=1)
     if weight is not None:
         pixels = weight * pixels
-    if valid is None:
-        return pixels.mean()
-    return mean_over_pixels(pixels, valid)
+    return pixels.mean() if valid is None else mean_over_pixels(pixels, valid)

@@ -92,21 +92,13 @@ class Dice:
 
 @dataclass(frozen=True)
 class Camera:
-    """A pinhole camera above the ground plane.
+    """A pinhole camera above the ground plane."""
 
-    Attributes:
-        height: Above the road, metres.
-        focal: Focal length in image heights.
-        horizon: Row of the horizon as a share of the image height.
-        vanishing: Column where the road vanishes as a share of the image width.
-        bend: Curvature of the road: metres to the side a square metre ahead.
-    """
-
-    height: float
-    focal: float
-    horizon: float
-    vanishing: float
-    bend: float
+    height: float  # above the road, metres
+    focal: float  # length in image heights
+    horizon: float  # its row as a share of the image height
+    vanishing: float  # column where the road vanishes as a share of the image width
+    bend: float  # curvature of the road: metres to the side per square metre ahead
 
     def project(self, points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """World points (N, 3) in metres → image points (N, 2), column and row as shares of width and height."""
@@ -227,8 +219,5 @@ def scaled(colour: Colour, factor: float) -> Colour:
 
 def mixed(one: Colour, other: Colour, share: float) -> Colour:
     """A colour between two: `share` 0 is the one, 1 the other."""
-    return (
-        one[0] + (other[0] - one[0]) * share,
-        one[1] + (other[1] - one[1]) * share,
-        one[2] + (other[2] - one[2]) * share,
-    )
+    red, green, blue = (start + (end - start) * share for start, end in zip(one, other, strict=True))
+    return red, green, blue

@@ -11,21 +11,13 @@ SIDEWALK, BUILDING, WALL, FENCE, TERRAIN = 1, 2, 3, 4, 9
 
 @dataclass(frozen=True)
 class Stretch:
-    """A stretch of one side of the street.
+    """A stretch of one side of the street."""
 
-    Attributes:
-        side: -1 left, 1 right.
-        x: Where it begins, away from the road.
-        z0: Its near end.
-        z1: Its far end.
-        light: Brightness of what faces the road.
-    """
-
-    side: int
-    x: float
-    z0: float
+    side: int  # -1 left, 1 right
+    x: float  # where it begins, away from the road
+    z0: float  # its near end
     z1: float
-    light: float
+    light: float  # brightness of what faces the road
 
     def out(self, metres: float) -> float:
         """X of a point so far from the beginning, away from the road."""
@@ -36,12 +28,9 @@ def line(sketch: Sketch, dice: Dice, style: Style, kind: str, stretch: Stretch) 
     """Adds a stretch of a kind (a key of `Style.sides`; a crossing is left open)."""
     if kind == "building":
         _building(sketch, dice, style, stretch)
-    elif kind == "wall":
+    elif kind in ("wall", "fence"):
         _behind(sketch, dice, style, stretch)
-        _wall(sketch, dice, style, stretch)
-    elif kind == "fence":
-        _behind(sketch, dice, style, stretch)
-        _fence(sketch, dice, style, stretch)
+        (_wall if kind == "wall" else _fence)(sketch, dice, style, stretch)
     elif kind == "park":
         _park(sketch, dice, style, stretch)
 
