@@ -37,7 +37,7 @@ def _one_rank(rank: int, function: Callable[[int], Any], folder: Path) -> None:
 
 
 torch.set_num_threads(1)
-# The same examples on every machine: what passes here passes everywhere. A longer search: `--hypothesis-profile=default`.
+# The same examples on every machine; `--hypothesis-profile=default` searches for others.
 settings.register_profile("same", derandomize=True)
 settings.load_profile("same")
 
