@@ -120,7 +120,9 @@ class CommandLine(LightningCLI):
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--out", type=str | None, help="run folder (default: runs/BENCHMARK/EXPERIMENT/seedN)")
-        parser.add_argument("--experiment", type=str | None, help="name in tables (default: the last config's name)")
+        parser.add_argument(
+            "--experiment", type=str | None, help="name in tables (default: the experiment or the class)"
+        )
         parser.link_arguments(
             "data.init_args.classes",
             "model.init_args.num_classes",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, get_args
@@ -11,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sfda.data.splits import Split
-from sfda.errors import UserError
+from sfda.errors import UserError, did_you_mean
 from sfda.progress import Advance
 
 DomainName = Literal["source", "target"]
@@ -50,8 +49,7 @@ class Needs:
     def __post_init__(self) -> None:
         for name, words in _WORDS.items():
             if (given := getattr(self, name)) not in words:
-                close = difflib.get_close_matches(str(given), words, n=1)
-                guess = f"; did you mean {close[0]!r}?" if close else ""
+                guess = did_you_mean(str(given), words)
                 raise UserError(f"Needs: {name}: one of {', '.join(map(repr, words))}, not {given!r}{guess}")
         if self.wanted_classes is not None and (type(self.wanted_classes) is not int or self.wanted_classes < 1):
             raise UserError(f"Needs: wanted_classes: None or a number from 1 up, not {self.wanted_classes!r}")

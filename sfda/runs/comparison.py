@@ -15,7 +15,7 @@ from rich.text import Text
 
 from sfda.errors import UserError
 from sfda.processes import preload
-from sfda.progress import table_console
+from sfda.progress import status, table_console
 from sfda.runs.arguments import SOURCE_CHECKPOINT
 from sfda.runs.engine import Stage, fit, has_fit, score
 from sfda.runs.experiment import find_fragment, leaves, resolve
@@ -131,9 +131,11 @@ def compare(config: str, out: Path, run_here: Callable[[Sequence[str]], int], lo
         preload()
     for command in comparison.prepare:
         _prepare(console, command, run_here)
+    with status(console, "loading PyTorch"):  # which the classes need to say whether they have a fit
+        fitted = [stage.run.is_finished or has_fit(stage) for stage in stages.values()]
     for number, ((name, seed), stage) in enumerate(stages.items(), start=1):
         title = f"{number}/{len(stages)} {name} seed {seed}"
-        if stage.run.is_finished or has_fit(stage):
+        if fitted[number - 1]:
             fit(console, stage, title, logger)
         if name in comparison.experiments:
             score(console, stage, title, logger)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -203,6 +204,9 @@ def _read_experiment(path: Path) -> Config:
     for part in (content, *content.get("variants", {}).values()):
         if unknown := sorted(set(part) - _KEYS):
             raise UserError(f"{path}: unknown key {unknown[0]}; an experiment has {', '.join(sorted(_KEYS))}")
+        checkpoint = str(((part.get("model") or {}).get("init_args") or {}).get("source_checkpoint"))
+        if of_a_run := re.fullmatch(r"runs/[^/]+/([^/]+)/seed\d+/selected\.ckpt", checkpoint):
+            raise UserError(f"{path}: say `source: {of_a_run[1]}` instead of the path {checkpoint}")
     return content
 
 

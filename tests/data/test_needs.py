@@ -12,7 +12,7 @@ from sfda.errors import UserError
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"target": "image"}, "target: one of 'nothing', 'images', 'labels', not 'image'; did you mean 'images'?"),
+        ({"target": "image"}, "target: one of 'nothing', 'images', 'labels', not 'image'; did you mean images?"),
         (
             {"source": "target_labels"},
             "source: one of 'nothing', 'images', 'labels', not 'target_labels'; did you mean",

@@ -171,3 +171,13 @@ def test_find_fragment_prefers_the_working_directory(tmp_path, monkeypatch):
     (tmp_path / "model").mkdir()
     (tmp_path / "model/ada_bn.yaml").write_text("{}")
     assert find_fragment("model/ada_bn.yaml").resolve() == tmp_path / "model/ada_bn.yaml"
+
+
+def test_an_experiment_that_names_the_checkpoint_of_a_run_is_told_to_name_its_source(tmp_path, monkeypatch):
+    """As experiments were written before; with several seeds all of them would start from one checkpoint."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "experiment/streets").mkdir(parents=True)
+    path = "runs/streets/source_training/seed1/selected.ckpt"
+    (tmp_path / "experiment/streets/tent.yaml").write_text(f"model: {{init_args: {{source_checkpoint: {path}}}}}")
+    with pytest.raises(UserError, match="say `source: source_training` instead of the path"):
+        resolve("streets/tent")

@@ -155,14 +155,14 @@ class Method(L.LightningModule, ABC):
         return cls.training_step is not L.LightningModule.training_step
 
     @property
-    def has_read(self) -> Needs:
-        """What all fits behind these weights have read, but for the training of the source model."""
-        return self.needs
-
-    @property
     def has_fit(self) -> bool:
         """The same for the options that it has."""
         return self.has_fit_with(self.hparams)
+
+    @property
+    def has_read(self) -> Needs:
+        """What all fits behind these weights have read, but for the training of the source model."""
+        return self.needs
 
     @property
     def fit_is_complete(self) -> bool:
