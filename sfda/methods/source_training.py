@@ -58,7 +58,9 @@ class SourceTraining(TrainedMethod):
         if self.source_checkpoint is not None:
             super().initialise_from_source()
         elif self.pretrained == "imagenet":
-            self.network = build_network(self.hparams["network"], self.hparams["num_classes"], pretrained="imagenet")
+            self.network = build_network(
+                self.hparams["network"], self.hparams["num_classes"], "imagenet", self.hparams["network_options"]
+            )
 
     def compute_losses(self, batch: Batch) -> dict[str, Tensor]:
         """``ce``, and ``ece`` where α > 0."""

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from sfda.errors import UserError
+from sfda.networks.options import NetworkOptions
 from sfda.networks.segmenter import Segmenter
 
 _FORMS = """\
@@ -20,7 +21,12 @@ _FORMS = """\
   your_package.module.factory, any importable function or nn.Module class: factory(num_classes) -> nn.Module"""
 
 
-def build_network(network: str, num_classes: int, pretrained: Literal["none", "imagenet"] = "none") -> Segmenter:
+def build_network(
+    network: str,
+    num_classes: int,
+    pretrained: Literal["none", "imagenet"] = "none",
+    options: NetworkOptions | None = None,
+) -> Segmenter:
     """The network of a string, in training mode, on the CPU.
 
     - ``deeplab_v2_resnet101``, ``_resnet50``, ``_resnet18``: the papers' network, output stride 8 (``@16`` after the
@@ -38,6 +44,7 @@ def build_network(network: str, num_classes: int, pretrained: Literal["none", "i
         num_classes: C.
         pretrained: ``imagenet`` gives the encoder ImageNet weights, which torchvision or segmentation-models-pytorch
             download unless they are in its cache. ``none`` never touches the network.
+        options: What is known of the network beside the string.
 
     Raises:
         UserError: a string that names no network, a factory that cannot be used, weights that cannot be had.

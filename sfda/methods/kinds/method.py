@@ -27,6 +27,7 @@ from sfda.metrics.scoring import Scores, Scoring
 from sfda.metrics.segmentation import SegmentationMetrics
 from sfda.networks.build import build_network
 from sfda.networks.finite import refuse_nan
+from sfda.networks.options import NetworkOptions
 from sfda.progress import Advance, PassDisplay, no_progress
 from sfda.pseudo_labels.store import PseudoLabelStore
 from sfda.runs.checkpoints import load_source_network
@@ -45,6 +46,7 @@ class Method(L.LightningModule, ABC):
 
     Args:
         network: Network string, see `sfda.networks.build.build_network`.
+        network_options: What is known of the network beside its name; see `sfda.networks.options.NetworkOptions`.
         num_classes: Number of classes C that the network predicts; the command line links it to the data's `classes`.
         source_checkpoint: Checkpoint whose network this one starts from: initial weights. (``--ckpt_path`` is another
             thing: it resumes or evaluates a run of this same method.)
@@ -60,11 +62,16 @@ class Method(L.LightningModule, ABC):
         refuse_words_of_before(cls)
 
     def __init__(
-        self, network: str, num_classes: int, source_checkpoint: str | None = None, views: Views = "single"
+        self,
+        network: str,
+        num_classes: int,
+        network_options: NetworkOptions | None = None,
+        source_checkpoint: str | None = None,
+        views: Views = "single",
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.network = build_network(network, num_classes)
+        self.network = build_network(network, num_classes, options=network_options)
         self.source_checkpoint = source_checkpoint
         self.views = views
         self._has_run_weights = False
