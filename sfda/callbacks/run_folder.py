@@ -1,6 +1,5 @@
 """What a run leaves behind: checkpoints and one row of results."""
 
-import io
 import math
 import os
 import resource
@@ -26,6 +25,7 @@ from sfda.files import write_whole, writing
 from sfda.methods.kinds.trained import count_trained
 from sfda.metrics.scoring import Scores, score_names
 from sfda.progress import write_line
+from sfda.runs.checkpoints import write_checkpoint
 from sfda.runs.run import Run
 
 FIT_FACTS = ("selected_by", "selected_step", "adapt_seconds", "peak_memory_mb", "git_commit")
@@ -43,9 +43,7 @@ class WholeCheckpoints(TorchCheckpointIO):
 
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, *_: Any, **__: Any) -> None:
-        file = io.BytesIO()  # so that its size is known before it is written
-        torch.save(checkpoint, file)
-        write_whole(Path(path), file.getbuffer())
+        write_checkpoint(Path(path), checkpoint)
 
 
 class MetricsFile(CSVLogger):

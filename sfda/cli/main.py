@@ -14,11 +14,18 @@ from pathlib import Path
 from sfda import __version__
 from sfda.errors import UserError
 from sfda.files import WriteError, cannot_write
+from sfda.processes import preload
 
 HELP = """\
 usage: sfda COMMAND ...
 
 Source-free domain adaptation of semantic segmentation.
+
+  sfda adapt --source FILE --images FOLDER --out DIR
+                                       from a model of yours and a folder of images to an adapted model
+  sfda weights inspect FILE            what a file of weights holds
+  sfda weights import FILE --network NAME --out source.ckpt
+                                       a checkpoint of it that every method can start from
 
   sfda fit EXPERIMENT [OPTIONS]        train or adapt; EXPERIMENT is for example streets/ada_bn
   sfda fit --run DIR                   resume an unfinished run
@@ -51,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status (2: a mistake that the user can mend)."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     commands: dict[str, Callable[[list[str]], int]] = {
+        "adapt": _adapt,
+        "weights": _weights,
         "fit": partial(_train, "fit"),
         "validate": partial(_train, "validate"),
         "compare": _compare,
@@ -179,6 +188,28 @@ def _positive(text: str) -> int:
     if not text.isdigit() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text} is no number of trials")
     return int(text)
+
+
+def _adapt(arguments: list[str]) -> int:
+    from sfda.cli.adapt_options import parser
+
+    options = parser().parse_args(arguments)
+    preload()
+    with _loading():
+        from sfda.cli.adapt import adapt
+
+    return adapt(options)
+
+
+def _weights(arguments: list[str]) -> int:
+    from sfda.cli.weights_options import parser
+
+    options = parser().parse_args(arguments)
+    with _loading():
+        from sfda.cli.weights import import_file, inspect
+
+    (inspect if options.command == "inspect" else import_file)(options)
+    return 0
 
 
 def _predict(arguments: list[str]) -> int:

@@ -20,6 +20,7 @@ IGNORE = 255
 
 Lookup = npt.NDArray[np.uint8]
 Colour = tuple[int, int, int]
+_GROUPS = ("groups_of_cityscapes19", "groups")
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class ClassSet:
         colours: RGB colours, 0-255, one per class.
         ids: Value in a label file → train id. Values that are neither here nor in `ignore` are faults.
         ignore: Values in a label file that become 255.
-        groups_of_cityscapes19: Class of this set → the Cityscapes classes that fall into it; empty where unknown.
+        groups: Class of this set → the classes of a network (mostly those of Cityscapes) that fall into it; empty where
+            unknown.
         subsets: Name → classes over which a further mean IoU is reported, as ``miou<name>``.
     """
 
@@ -41,7 +43,7 @@ class ClassSet:
     colours: tuple[Colour, ...]
     ids: Mapping[int, int]
     ignore: frozenset[int] = frozenset()
-    groups_of_cityscapes19: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     subsets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -116,7 +118,8 @@ def load_class_set(name: str) -> ClassSet:
 
     The file has ``names`` and ``colours`` (RGB), and optionally ``ids`` (value in a label file → class name or index;
     default: the index itself), ``ignore`` (values that become 255; 255 always does) and ``groups_of_cityscapes19``
-    (class → the Cityscapes classes that fall into it).
+    (class → the Cityscapes classes that fall into it) or, for a network with other classes, ``groups`` (class → its
+    classes that fall into it). A class that the network does not know is in `names` and in no group.
 
     Raises:
         UserError: neither a known name nor a readable file, or the file contradicts itself.
@@ -130,7 +133,7 @@ def load_class_set(name: str) -> ClassSet:
 
 
 def _parse(path: str, content: Any) -> ClassSet:
-    known = {"names", "colours", "ids", "ignore", "groups_of_cityscapes19"}
+    known = {"names", "colours", "ids", "ignore", *_GROUPS}
     if not isinstance(content, dict) or not {"names", "colours"} <= set(content):
         raise UserError(f"class set {path}: needs the keys `names` and `colours`")
     if unknown := set(content) - known:
@@ -144,7 +147,10 @@ def _parse(path: str, content: Any) -> ClassSet:
         ids = _parse_ids(path, _section(path, content, "ids", dict), names)
     if both := ignore & set(ids):
         raise UserError(f"class set {path}: the values {sorted(both)} stand in `ids` and in `ignore` (255 always does)")
-    groups = _parse_groups(path, _section(path, content, "groups_of_cityscapes19", dict), names)
+    if all(key in content for key in _GROUPS):
+        raise UserError(f"class set {path}: `{_GROUPS[0]}` and `{_GROUPS[1]}` say the same thing; keep one")
+    key = next((key for key in _GROUPS if key in content), _GROUPS[0])
+    groups = _parse_groups(path, key, _section(path, content, key, dict), names)
     return ClassSet(path, names, colours, ids, ignore, groups)
 
 
@@ -196,15 +202,17 @@ def _is_index(value: Any, end: int) -> bool:
     return type(value) is int and 0 <= value < end
 
 
-def _parse_groups(path: str, groups: Mapping[Any, Any], names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+def _parse_groups(path: str, key: str, groups: Mapping[Any, Any], names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    of_cityscapes = key == _GROUPS[0]
     if wrong := [group for group, members in groups.items() if not isinstance(members, list)]:
-        raise UserError(f"class set {path}: `groups_of_cityscapes19` needs a list of Cityscapes classes for {wrong}")
+        raise UserError(f"class set {path}: `{key}` needs a list of {'Cityscapes ' * of_cityscapes}classes for {wrong}")
     members = [member for group in groups.values() for member in group]
     unknown = [group for group in groups if group not in names]
-    if unknown := unknown + [member for member in members if member not in CITYSCAPES19.names]:
-        raise UserError(f"class set {path}: `groups_of_cityscapes19` names unknown classes {unknown}")
+    unknown += [member for member in members if member not in CITYSCAPES19.names and of_cityscapes]
+    if unknown:
+        raise UserError(f"class set {path}: `{key}` names unknown classes {unknown}")
     if len(set(members)) != len(members):
-        raise UserError(f"class set {path}: `groups_of_cityscapes19` puts a Cityscapes class into two groups")
+        raise UserError(f"class set {path}: `{key}` puts a {'Cityscapes ' * of_cityscapes}class into two groups")
     return {group: tuple(members) for group, members in groups.items()}
 
 
@@ -212,27 +220,27 @@ def index_map(classes: ClassSet, into: ClassSet) -> Lookup:
     """Where each class of one set falls in another: (C,) uint8, 255 where it has no place.
 
     Sets of the same names are the same set. Otherwise classes meet by name or, where `into` has
-    ``groups_of_cityscapes19``, by group.
+    groups, by group.
 
     Raises:
         UserError: no class of the one has a place in the other, or the one is coarser: its labels cannot be refined.
     """
     if classes.names == into.names:  # one file may be known by two paths
         return np.arange(len(classes), dtype=np.uint8)
-    if classes.groups_of_cityscapes19:
+    if classes.groups:
         raise UserError(
             f"labels in the classes of {classes.name!r}, which are groups, cannot be read as {into.name!r}: set "
             f"--data.init_args.score_classes (to train a network: --data.init_args.classes) to {classes.name}"
         )
     place = {name: index for index, name in enumerate(into.names)}
-    if into.groups_of_cityscapes19:
-        groups = into.groups_of_cityscapes19.items()
+    if into.groups:
+        groups = into.groups.items()
         place = {member: into.names.index(group) for group, members in groups for member in members}
     mapped = np.array([place.get(name, IGNORE) for name in classes.names], dtype=np.uint8)
     if (mapped == IGNORE).all():
         raise UserError(
             f"class set {classes.name!r} has nothing in common with {into.name!r}: give {into.name!r} "
-            "a `groups_of_cityscapes19`, or name the same class set in both places"
+            "`groups_of_cityscapes19` or `groups`, or name the same class set in both places"
         )
     return mapped
 
@@ -251,6 +259,6 @@ def score_groups(classes: ClassSet, score_classes: ClassSet) -> Lookup | None:
     if lost := [name for name, group in zip(classes.names, groups, strict=True) if group == IGNORE]:
         raise UserError(
             f"score_classes {score_classes.name!r} has no place for {', '.join(lost)} of {classes.name!r}: "
-            "every predicted class must fall into one of its `groups_of_cityscapes19`"
+            "every predicted class must fall into one of its `groups_of_cityscapes19` (or `groups`)"
         )
     return groups

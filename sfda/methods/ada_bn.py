@@ -31,7 +31,6 @@ from sfda.networks.batch_norm import (
 from sfda.progress import Advance
 
 ALPHAS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
-SCORED_IMAGES = 32
 
 
 class AdaBN(OnlineMethod, GatheredMethod):
@@ -42,7 +41,7 @@ class AdaBN(OnlineMethod, GatheredMethod):
     layers in train mode, so that each layer sees inputs that the layers before it have already normalised by batch
     statistics, and are pooled over batches and ranks.
 
-    ``alpha: auto`` needs no label: each of eight α is scored on 32 target training images by the agreement between
+    ``alpha: auto`` needs no label: each of eight α is scored on a few target training images by the agreement between
     views and by InfoMax over the scored classes; the largest sum of the two ranks wins, ties go to the smaller α.
 
     Online there is no fit: `sfda validate` predicts each batch of the target, then lets the target statistics follow
@@ -52,6 +51,7 @@ class AdaBN(OnlineMethod, GatheredMethod):
 
     Args:
         alpha: α in [0, 1], or ``auto`` (not online).
+        scored_images: Target images that each α is scored on, with ``auto``.
         layers: ``all`` BN layers, or only those nearest the image (``input``).
         online: Follow a stream in `sfda validate`.
         forgetting: λ in (0, 1], online only.
@@ -66,6 +66,7 @@ class AdaBN(OnlineMethod, GatheredMethod):
     def __init__(
         self,
         alpha: float | Literal["auto"] = 1.0,
+        scored_images: int = 32,
         layers: Literal["all", "input"] = "all",
         online: bool = False,
         forgetting: float = 0.1,
@@ -79,7 +80,10 @@ class AdaBN(OnlineMethod, GatheredMethod):
         refuse_outside(0, 1, "(]", forgetting=forgetting)
         if not batch_norm_layers(self.network):
             raise UserError(f"AdaBN needs BatchNorm layers with running statistics; {base['network']} has none")
+        if scored_images < 1:
+            raise UserError(f"model option scored_images: at least 1, not {scored_images}")
         self.alpha = alpha
+        self.scored_images = scored_images
         self.layers = layers
         self.online = online
         self.forgetting = forgetting
@@ -93,7 +97,7 @@ class AdaBN(OnlineMethod, GatheredMethod):
         images = batch["target"]["image"]
         with self._statistics:
             self.network(images)
-        wanted = SCORED_IMAGES // self.trainer.world_size - sum(len(kept) for kept in self._images)
+        wanted = max(1, self.scored_images // self.trainer.world_size) - sum(len(kept) for kept in self._images)
         if self.alpha == "auto" and wanted > 0:
             self._images.append((images[:wanted] * 255).round().byte().cpu())
 

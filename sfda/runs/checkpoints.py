@@ -4,6 +4,8 @@ A file of weights never names code. Its `hyper_parameters` are compared with wha
 ``config.yaml`` says; what is imported and called comes from there alone.
 """
 
+import io
+import json
 import math
 import pickle
 import re
@@ -16,9 +18,19 @@ import torch
 from torch import Tensor, nn
 
 from sfda.errors import UserError
+from sfda.files import write_whole
 
 NAMING = {"network": "--model.init_args.network", "num_classes": "--data.init_args.classes"}
 """Options that a checkpoint is compared with, and where they are said."""
+SHOWN = 3
+"""Names that a message lists at most."""
+
+
+def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a checkpoint whole or not at all; see `sfda.files.write_whole`."""
+    file = io.BytesIO()  # so that its size is known before it is written
+    torch.save(content, file)
+    write_whole(path, file.getbuffer())
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:
@@ -36,19 +48,29 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         how = f"`sfda fit {place[1]}/{place[2]} --seed_everything {place[3]}` writes it" if place else "train it first"
         raise UserError(f"checkpoint {path} does not exist: {how}, or give the path of the one you have")
     if not zipfile.is_zipfile(path):  # on other bytes the unpickler raises whatever they make it
-        raise UserError(f"{path} is not a checkpoint, or was cut off while it was written")
+        raise UserError(
+            f"{path} is not a checkpoint of `sfda`, or was cut off while it was written; weights from elsewhere "
+            f"become one with `sfda weights import {path} --network NAME --out source.ckpt`"
+        )
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # torch's text says how to run what is in the file
         pickled = re.search(r"GLOBAL (\S+)", str(error))
-        why = f"it holds {pickled[1]} beside tensors and plain values; save it without" if pickled else "it is damaged"
-        raise UserError(f"{path} is not a checkpoint that can be loaded safely: {why}") from error
+        raise UserError(
+            f"{path} is not a checkpoint that can be loaded safely: "
+            + (
+                f"it holds {pickled[1]} beside tensors and plain values. Its weights alone become a checkpoint with "
+                f"`sfda weights import {path} --network NAME --out source.ckpt`"
+                if pickled
+                else "it is damaged"
+            )
+        ) from error
     except RuntimeError as error:
         raise UserError(f"{path} is not a checkpoint that can be loaded: {error}") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UserError(
-            f"{path} is not a checkpoint of an `sfda fit`: it has no state_dict. Weights from elsewhere can be saved "
-            "as {'state_dict': {'network.' + key: value, ...}}, with the keys that `build_network` gives the network"
+            f"{path} is not a checkpoint of `sfda`: it has no state_dict. Weights from elsewhere become one with "
+            f"`sfda weights import {path} --network NAME --out source.ckpt`"
         )
     _refuse_other_than_named(checkpoint["state_dict"], f"state_dict of {path}")
     _refuse_broken_weights(checkpoint["state_dict"], path)
@@ -100,6 +122,12 @@ def refuse_another_network(stored: Mapping[str, Any], said: Mapping[str, Any], n
                 f"{name} was trained with {option} {stored[option]}, this run has {wanted}: make them the same "
                 f"({where}, or the config.yaml of its run folder, has to name it; a file of weights cannot)"
             )
+    facts = [options.get("network_options") or {} for options in (stored, said)]
+    if "network_options" in stored and facts[0] != facts[1]:
+        raise UserError(
+            f"{name} was trained with network_options {facts[0] or 'null'}, this run has {facts[1] or 'null'}: give "
+            f"--model.init_args.network_options '{json.dumps(facts[0]) if facts[0] else 'null'}'"
+        )
 
 
 def load_source_network(network: nn.Module, path: str, options: Any) -> None:
@@ -112,7 +140,32 @@ def load_source_network(network: nn.Module, path: str, options: Any) -> None:
     refuse_another_network(stored_options(checkpoint, path), options, f"source_checkpoint {path}")
     prefix = "network."
     state = {key[len(prefix) :]: value for key, value in checkpoint["state_dict"].items() if key.startswith(prefix)}
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        raise UserError(f"source_checkpoint {path} does not fit the network {options['network']}: {error}") from error
+    wanted = network.state_dict()
+    if misfit := _misfit(wanted, state):
+        raise UserError(
+            f"source_checkpoint {path} does not fit --model.init_args.network {options['network']}: {misfit}. Name the "
+            "network that it was trained with; weights of another project are brought in by `sfda weights import`"
+        )
+    network.load_state_dict(state)
+
+
+def _misfit(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+    """What of one set of tensors the other has not, in words; "" where all have their places."""
+    shapes = [key for key in wanted if key in found and wanted[key].shape != found[key].shape]
+    faults = (
+        ("weights are missing", [key for key in wanted if key not in found]),
+        ("have no place", [key for key in found if key not in wanted]),
+        ("have another shape", shapes),
+    )
+    return ", ".join(f"{len(keys)} {what} ({', '.join(keys[:SHOWN])})" for what, keys in faults if keys)
+
+
+def source_checkpoint(network: nn.Module, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a checkpoint that every method can start from.
+
+    Args:
+        network: A `Segmenter`, with its weights and its preprocessing.
+        facts: ``network``, ``num_classes`` and ``network_options``, as a method is told them.
+    """
+    state = {f"network.{key}": value for key, value in network.state_dict().items()}
+    return {"state_dict": state, "hyper_parameters": dict(facts)}

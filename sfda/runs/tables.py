@@ -26,7 +26,7 @@ _FACTS = (
 )
 """Facts of a run that may be columns."""
 _NAMES = {"miou": "mIoU", "ece": "ECE", "classwise_ece": "class ECE", "nll": "NLL", "brier": "Brier", "mce": "MCE"}
-_PERCENT = re.compile(r"miou\d*|iou_.+|.*ece.*|mce|pixel_accuracy|confidence|class_coverage|churn")
+_PERCENT = re.compile(r"miou\d*|iou_.+|.*ece.*|mce|pixel_accuracy|confidence|class_coverage|churn|view_agreement")
 """Scores that are fractions, shown in percent."""
 
 

@@ -113,7 +113,7 @@ def test_a_file_with_names_and_colours_alone(tmp_path: Path) -> None:
     assert classes.colours == ((0, 0, 0), (1, 2, 255))
     assert classes.ids == {0: 0, 1: 1}
     assert classes.ignore == {255}
-    assert classes.groups_of_cityscapes19 == {}
+    assert classes.groups == {}
     assert classes.name == str(tmp_path / "classes.yaml")
 
 
@@ -223,7 +223,7 @@ def test_one_file_under_two_paths_is_one_set(tmp_path: Path) -> None:
 
 
 def test_sets_with_nothing_in_common(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"has nothing in common with .*give .*a `groups_of_cityscapes19`"):
+    with pytest.raises(UserError, match=r"has nothing in common with .*give .*`groups_of_cityscapes19` or `groups`"):
         index_map(CITYSCAPES19, load(tmp_path, TWO))
 
 
@@ -237,3 +237,21 @@ def test_score_groups(tmp_path: Path) -> None:
         score_groups(CITYSCAPES19, SYNTHIA16)
     with pytest.raises(UserError, match="which are groups, cannot be read as"):
         score_groups(coarse, CITYSCAPES19)
+
+
+def test_groups_of_a_network_with_classes_of_its_own(tmp_path):
+    network = ClassSet("fields", ("soil", "wheat", "weed"), ((0, 0, 0), (1, 1, 1), (2, 2, 2)), {0: 0, 1: 1, 2: 2})
+    scored = load(
+        tmp_path,
+        TWO
+        | {"names": ["ground", "plant", "machine"], "colours": [[0, 0, 0]] * 3}
+        | {"groups": {"ground": ["soil"], "plant": ["wheat", "weed"]}},
+    )  # no network class is a machine
+    np.testing.assert_array_equal(score_groups(network, scored), [0, 1, 1])
+    lost = load(tmp_path, TWO | {"groups": {"a": ["soil"], "b": ["wheat"]}})
+    with pytest.raises(UserError, match="no place for weed"):
+        score_groups(network, lost)
+    with pytest.raises(UserError, match="say the same thing"):
+        load(tmp_path, TWO | {"groups": {}, "groups_of_cityscapes19": {}})
+    with pytest.raises(UserError, match="`groups` puts a class into two groups"):
+        load(tmp_path, TWO | {"groups": {"a": ["soil"], "b": ["soil"]}})

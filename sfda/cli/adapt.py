@@ -1,0 +1,185 @@
+"""``sfda adapt``: from somebody's model and a folder of images to an adapted model, in one command."""
+
+import argparse
+import json
+import shlex
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.text import Text
+
+from sfda.cli.adapt_picture import draw_before_after, draw_source
+from sfda.cli.adapt_report import print_plan, print_table
+from sfda.cli.preprocessing import warn_of_preprocessing
+from sfda.cli.source import Source, open_source
+from sfda.cli.weights import write_source
+from sfda.data.label_spaces import NAMED, load_class_set, score_groups
+from sfda.data.photographs import Photographs, flat_names, labels_of, link_images, look_over, spread
+from sfda.errors import UserError
+from sfda.files import write_json, write_whole
+from sfda.networks.batch_norm import batch_norm_layers
+from sfda.networks.timing import pass_seconds
+from sfda.progress import status, table_console
+from sfda.runs.adaptation import MOST_PIXELS, Plan, data_config, make_plan, methods_asked_for, plan_of, stages_of
+from sfda.runs.engine import Stage, fit, has_fit, score
+from sfda.runs.run import Run
+
+SHARE = 0.8
+"""Part of the time that is planned; the rest is for what takes longer than it was measured."""
+
+
+def adapt(said: argparse.Namespace) -> int:
+    """Run ``sfda adapt``; returns the exit status.
+
+    Raises:
+        UserError: the model, the images or an option cannot be used, or `out` belongs to something else.
+    """
+    begun = time.monotonic()
+    console = table_console()
+    if said.minutes <= 0:
+        raise UserError(f"--minutes {said.minutes:g}: a time above 0")
+    photographs = look_over(said.images)
+    labels = labels_of(photographs.images, said.images, said.labels) if said.labels else {}
+    _claim(said)
+    _describe(photographs, len(labels), console)
+    source = open_source(said.source, said)
+    for line in source.story:
+        console.print(Text(line), soft_wrap=True, highlight=False)
+    score_classes = _score_classes(said, source)
+    methods = methods_asked_for(said.method, bool(batch_norm_layers(source.segmenter)))
+    plan = _plan(said, source, photographs, len(labels), methods)
+    out: Path = said.out
+    if not (out / "source.yaml").is_file():
+        warn_of_preprocessing(source, spread(photographs.images, 8), plan.size, console)
+        write_source(source, out / "source.ckpt")
+    _link(photographs, labels, plan, out / "images")
+    _write_data(plan, source, score_classes, out, with_labels=bool(labels))
+    write_json(out / "adapt.json", {"asked": _asked(said), "plan": plan.as_dict()})
+    print_plan(plan, console)
+    stages = stages_of(plan, out, out / "source.yaml", out / "data.yaml")
+    if not (out / "source.png").is_file():
+        draw_source(source, spread(photographs.images, 4), plan.size, out / "source.png")
+    console.print(f"Open {out / 'source.png'}: what the source model sees", highlight=False, soft_wrap=True)
+    for number, stage in enumerate(stages, start=1):
+        _run(console, stage, f"{number}/{len(stages)} {stage.name}")
+    chosen = _choose(stages)
+    print_table([stage.run for stage in stages], console, with_labels=bool(labels))
+    picture = out / "before_after.png"
+    changed = draw_before_after(stages[0].run, chosen.run, spread(photographs.images, 6), plan.size, picture)
+    _finish(console, stages, chosen, changed, time.monotonic() - begun)
+    return 0
+
+
+def _asked(said: argparse.Namespace) -> dict[str, Any]:
+    return {key: str(value) if isinstance(value, Path) else value for key, value in vars(said).items() if key != "out"}
+
+
+def _claim(said: argparse.Namespace) -> None:
+    """Refuse a folder that another command has filled."""
+    path = said.out / "adapt.json"
+    if not path.is_file():
+        if said.out.exists() and (not said.out.is_dir() or any(said.out.iterdir())):
+            raise UserError(f"--out {said.out}: holds other files already; choose another folder")
+        return
+    asked = json.loads(path.read_text(encoding="utf-8"))["asked"]
+    for key, value in _asked(said).items():
+        if asked.get(key) != value:
+            option = f"--{key.replace('_', '-')}"
+            raise UserError(f"--out {said.out} was begun with {option} {asked.get(key)}: give another --out")
+
+
+def _describe(photographs: Photographs, labelled: int, console: Console) -> None:
+    sizes = sorted(photographs.sizes.items(), key=lambda item: -item[1])
+    shown = ", ".join(f"{count} of {width}x{height}" for (height, width), count in sizes[:3])
+    more = f" and {len(sizes) - 3} other sizes" if len(sizes) > 3 else ""
+    labels = f", {labelled} with labels" if labelled else ""
+    console.print(f"{photographs.folder}: {len(photographs.images)} images{labels}; {shown}{more}", highlight=False)
+    for line in (photographs.left_out, *(f"✗ {fault}" for fault in photographs.faults)):
+        if line:
+            console.print(Text(line, style="yellow"), soft_wrap=True)
+    if stretched := photographs.stretched():
+        console.print(
+            Text(f"{stretched} images have another shape, and are stretched to the commonest", style="yellow")
+        )
+
+
+def _score_classes(said: argparse.Namespace, source: Source) -> str | None:
+    """The classes that are scored, None where they are those of the network."""
+    if said.classes is None:
+        return None
+    wanted = load_class_set(said.classes)
+    score_groups(source.classes, wanted)  # refuses what cannot be scored
+    return said.classes if said.classes in NAMED else str(Path(said.classes).absolute())
+
+
+def _plan(
+    said: argparse.Namespace, source: Source, photographs: Photographs, labelled: int, methods: Sequence[str]
+) -> Plan:
+    stored = said.out / "adapt.json"
+    if stored.is_file():
+        return plan_of(json.loads(stored.read_text(encoding="utf-8"))["plan"])
+    size = photographs.size(MOST_PIXELS)
+    seconds = pass_seconds(source.segmenter, size)
+    return make_plan(methods, size, len(photographs.images), labelled, seconds, SHARE * 60 * said.minutes)
+
+
+def _link(photographs: Photographs, labels: dict[Path, Path], plan: Plan, folder: Path) -> None:
+    """Images to adapt to and images to score, as links: what has labels is kept apart where enough is left."""
+    names = flat_names(photographs.images, photographs.folder)
+    scored = spread(list(labels) or list(photographs.images), plan.scored)
+    unlabelled = [image for image in photographs.images if image not in labels]
+    adapted = unlabelled if len(unlabelled) >= plan.gathered else photographs.images
+    link_images(((names[image], image) for image in adapted), folder / "train")
+    link_images(((names[image], image) for image in scored), folder / "val")
+    if labels:
+        link_images(((names[image], labels[image]) for image in scored), folder / "labels")
+
+
+def _write_data(plan: Plan, source: Source, score_classes: str | None, out: Path, *, with_labels: bool) -> None:
+    classes = source.classes.name
+    if classes not in NAMED:
+        classes = str((out / "source.classes.yaml").absolute())
+    content = data_config(plan, (out / "images").absolute(), classes, score_classes, with_labels=with_labels)
+    write_whole(out / "data.yaml", yaml.safe_dump(content, sort_keys=False).encode())
+
+
+def _run(console: Console, stage: Stage, title: str) -> None:
+    with status(console, "loading"):
+        fitted = stage.run.is_finished or has_fit(stage)
+    if fitted:
+        fit(console, stage, title)
+    score(console, stage, title)
+
+
+def _choose(stages: Sequence[Stage]) -> Stage:
+    """What is recommended: the last one of ``auto``, or the first method that was named; no score is looked at."""
+    named = [stage for stage in stages if not stage.name.startswith("source_only")]
+    return named[0] if named else stages[-1]
+
+
+def _finish(console: Console, stages: Sequence[Stage], chosen: Stage, changed: float, seconds: float) -> None:
+    out = chosen.out
+    run = chosen.run.folder
+    console.print(
+        f"Adapted model: {run / 'selected.ckpt'} ({chosen.name}); it changes {100 * changed:.1f} % of the pixels"
+    )
+    console.print(f"Open {out / 'before_after.png'}: before and after", highlight=False, soft_wrap=True)
+    commands = [
+        f"sfda {'fit' if Run(stage.run.folder).last.is_file() else 'validate'} {shlex.join(stage.words())}"
+        for stage in stages
+    ]
+    commands += [f"sfda validate --run {shlex.quote(str(stage.run.folder))}" for stage in stages]
+    commands += [
+        f"sfda predict --run {run} --images FOLDER --out predictions",
+        f"sfda export --run {run} --format onnx",
+    ]
+    write_whole(out / "commands.sh", ("\n".join(commands) + "\n").encode())
+    console.print(
+        f"{seconds:.0f} s. What this stood for is in {out / 'commands.sh'}, to be edited and run again; next:"
+    )
+    for command in commands[-2:]:
+        console.print(f"  {command}", highlight=False, soft_wrap=True)

@@ -1,0 +1,60 @@
+"""What ``sfda adapt`` prints: its plan before, its table after."""
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sfda.progress import duration
+from sfda.runs.adaptation import SOURCE_ONLY, Plan
+from sfda.runs.run import Run
+from sfda.runs.tables import as_table
+
+WITH_LABELS = ("target_miou", "target_ece", "target_nll", "target_view_agreement", "adapt_seconds")
+WITHOUT_LABELS = (
+    "target_view_agreement",
+    "target_infomax",
+    "target_entropy",
+    "target_confidence",
+    "target_class_coverage",
+    "adapt_seconds",
+)
+
+
+def print_plan(plan: Plan, console: Console) -> None:
+    """How long each method is expected to take, and what it gets."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("plan")
+    table.add_column("what it does")
+    table.add_column("about", justify="right")
+    for method in plan.methods:
+        table.add_row(method, _what(plan, method), duration(plan.seconds(method)))
+    console.print(table)
+    height, width = plan.size
+    line = f"images enter the network at {width}x{height}, {1000 * plan.pass_seconds:.0f} ms per image; "
+    line += f"{plan.scored} images are scored; about {duration(plan.total())} in all"
+    console.print(Text(line), soft_wrap=True)
+
+
+def _what(plan: Plan, method: str) -> str:
+    views = ", averaged over three sizes and their mirror images" if method.endswith("multi_scale") else ""
+    if method.startswith(SOURCE_ONLY):
+        return f"the source model as it is{views}"
+    if method.startswith("ada_bn"):
+        return f"BatchNorm statistics of {plan.gathered} images, mixed in as far as {plan.searched} images agree{views}"
+    return f"up to {plan.steps} steps{views}"
+
+
+def print_table(runs: Sequence[Run], console: Console, *, with_labels: bool) -> None:
+    """Scores of all methods, of the source model first."""
+    table = as_table([run.row() for run in runs], WITH_LABELS if with_labels else WITHOUT_LABELS)
+    table.title = None
+    table.caption = (
+        "scores of the labelled images, which nothing adapted to"
+        if with_labels
+        else "without labels: agreement between views of an image, and InfoMax: the higher the better, of models that "
+        "did not train on them; entropy and confidence say how sure a model is, not how right"
+    )
+    console.print(table)

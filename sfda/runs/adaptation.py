@@ -1,0 +1,189 @@
+"""``sfda adapt``: which runs stand for it, and how much of each fits into the time. Imports no torch."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sfda.errors import UserError, did_you_mean
+from sfda.runs.engine import Stage
+from sfda.runs.experiment import experiments_of
+
+BENCHMARK = "own"
+SOURCE_ONLY = "source_only"
+AGREEMENT = "sfda.callbacks.view_agreement.ViewAgreement"
+VIEWS = 6
+"""Passes per image of averaged views."""
+AGREEMENT_VIEWS = 5
+"""Passes per image of the label-free score that each run gets."""
+ALPHAS = 8
+"""Values of α that AdaBN scores, each by `AGREEMENT_VIEWS` passes per image."""
+BACKWARD = 2
+"""Passes that a backward pass takes as long as."""
+STEPS = (20, 200)
+"""Fewest and most steps of a method that trains."""
+BATCH = 4
+OVERHEAD = 6.0
+"""Seconds per run that are no passes."""
+MOST_PIXELS = 512 * 1024
+FEWEST_PIXELS = 128 * 256
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is done, so that it fits into the time.
+
+    Attributes:
+        methods: Experiments below ``own/``, in the order in which they are run, the source model first.
+        size: (height, width) at which the network sees the images.
+        scored: Images that are scored, labelled or not.
+        gathered: Images that statistics are gathered from.
+        searched: Images that AdaBN scores its α on.
+        steps: Optimizer steps of a method that trains.
+        pass_seconds: Seconds of one forward pass of one image at this size, as measured.
+    """
+
+    methods: tuple[str, ...]
+    size: tuple[int, int]
+    scored: int
+    gathered: int
+    searched: int
+    steps: int
+    pass_seconds: float
+
+    def seconds(self, method: str) -> float:
+        """About how long a method takes, its scores included."""
+        scoring = self.scored * ((VIEWS if "multi_scale" in method else 1) + AGREEMENT_VIEWS)
+        if method.startswith(SOURCE_ONLY):
+            passes = scoring
+        elif method.startswith("ada_bn"):
+            passes = 2 * scoring + self.gathered + ALPHAS * AGREEMENT_VIEWS * self.searched
+        else:  # what trains may have a teacher, and what it labels
+            passes = 2 * scoring + self.steps * BATCH * (2 + BACKWARD)
+        return OVERHEAD + passes * self.pass_seconds
+
+    def total(self) -> float:
+        """About how long all of it takes, in seconds."""
+        return sum(self.seconds(method) for method in self.methods)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON keeps it."""
+        return asdict(self)
+
+
+def plan_of(stored: Mapping[str, Any]) -> Plan:
+    """The plan that `Plan.as_dict` gave."""
+    return Plan(**{**stored, "methods": tuple(stored["methods"]), "size": tuple(stored["size"])})
+
+
+def make_plan(
+    methods: Sequence[str],
+    size: tuple[int, int],
+    images: int,
+    labelled: int,
+    pass_seconds: float,
+    seconds: float,
+) -> Plan:
+    """The largest plan that fits into the time: first fewer images are scored, then images get smaller.
+
+    Args:
+        methods: Experiments, the source model first.
+        size: (height, width) that is wanted.
+        images: How many there are.
+        labelled: How many of them have labels.
+        pass_seconds: Seconds of a forward pass of one image at `size`.
+        seconds: The time there is.
+    """
+    full = Plan(
+        tuple(methods),
+        size,
+        scored=min(labelled or 32, images, 200),
+        gathered=min(64, images),
+        searched=min(16, images),
+        steps=STEPS[1],
+        pass_seconds=pass_seconds,
+    )
+    for share in (1.0, 0.75, 0.5, 0.35, 0.25):
+        plan = _reduced(full, share)
+        if plan.total() <= seconds:
+            return plan
+    height, width = size
+    if height * width / 2 < FEWEST_PIXELS:
+        return plan
+    smaller = (round(height / math.sqrt(2)), round(width / math.sqrt(2)))
+    return make_plan(methods, smaller, images, labelled, pass_seconds / 2, seconds)
+
+
+def _reduced(plan: Plan, share: float) -> Plan:
+    def at_least(least: int, most: int) -> int:
+        return max(min(least, most), round(share * most))
+
+    return Plan(
+        plan.methods,
+        plan.size,
+        scored=at_least(8, plan.scored),
+        gathered=at_least(16, plan.gathered),
+        searched=at_least(4, plan.searched),
+        steps=at_least(STEPS[0], plan.steps),
+        pass_seconds=plan.pass_seconds,
+    )
+
+
+def methods_asked_for(names: Sequence[str], has_batch_norm: bool) -> list[str]:
+    """The experiments of ``--method NAMES``, the source model first.
+
+    ``auto`` is what is known to help and trains nothing: averaged views and, where there is BatchNorm, AdaBN with the α
+    that it chooses itself.
+
+    Raises:
+        UserError: there is no such method.
+    """
+    known = [name.partition("/")[2] for name in experiments_of(BENCHMARK)]
+    chosen = [SOURCE_ONLY]
+    for name in names:
+        if name == "auto":
+            chosen += [f"{SOURCE_ONLY}+multi_scale", *(["ada_bn+multi_scale"] if has_batch_norm else [])]
+        elif name in known:
+            chosen.append(name)
+        else:
+            listed = ", ".join(["auto", *(other for other in known if "+" not in other)])
+            raise UserError(f"--method {name}: one of {listed}{did_you_mean(name, known)}")
+    return list(dict.fromkeys(chosen))
+
+
+def stages_of(plan: Plan, out: Path, source_config: Path, data: Path) -> list[Stage]:
+    """One run per method, each as a user could type it."""
+    return [Stage(out, method, tuple(_words(plan, method, source_config, data))) for method in plan.methods]
+
+
+def _words(plan: Plan, method: str, source_config: Path, data: Path) -> list[str]:
+    words = [f"{BENCHMARK}/{method}", "--config", str(source_config), "--data", str(data)]
+    if method.startswith("ada_bn"):
+        words += ["--model.init_args.scored_images", str(plan.searched)]
+        words += ["--data.init_args.samples_per_epoch", str(plan.gathered)]
+    elif not method.startswith(SOURCE_ONLY):
+        epochs = 4  # so that an interrupted one goes on
+        samples = max(1, plan.steps // epochs) * min(BATCH, plan.gathered)
+        words += ["--trainer.max_epochs", str(epochs), "--trainer.check_val_every_n_epoch", str(epochs)]
+        words += ["--data.init_args.samples_per_epoch", str(samples)]
+    return [*words, "--trainer.callbacks+", AGREEMENT]
+
+
+def data_config(
+    plan: Plan, folder: Path, classes: str, score_classes: str | None, *, with_labels: bool
+) -> dict[str, Any]:
+    """The data fragment of images that lie linked below `folder`: ``train``, ``val`` and, with labels, ``labels``."""
+    target = {"layout": "folder", "root": str(folder), "train_images": "train", "val_images": "val"}
+    if with_labels:
+        target |= {"val_labels": "labels", "classes": score_classes or classes}
+    options = {
+        "target": target,
+        "classes": classes,
+        "score_classes": score_classes,
+        "size": list(plan.size),
+        "batch_size": min(BATCH, plan.gathered),
+        "val_batch_size": 1,
+        "num_workers": 0,
+    }
+    return {"class_path": "sfda.data.datamodule.DomainAdaptationDataModule", "init_args": options}
