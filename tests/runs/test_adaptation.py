@@ -1,0 +1,59 @@
+"""The plan of ``sfda adapt``."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sfda.errors import UserError
+from sfda.runs.adaptation import FEWEST_PIXELS, data_config, make_plan, methods_asked_for, plan_of, stages_of
+from sfda.runs.arguments import expand
+
+METHODS = ("source_only", "source_only+multi_scale", "ada_bn+multi_scale", "tent")
+
+
+@given(
+    images=st.integers(1, 5000),
+    labelled=st.integers(0, 300),
+    milliseconds=st.floats(1, 5000),
+    seconds=st.floats(10, 3600),
+)
+def test_a_plan_fits_into_the_time_or_is_the_smallest(images, labelled, milliseconds, seconds):
+    plan = make_plan(METHODS, (720, 1280), images, min(labelled, images), milliseconds / 1000, seconds)
+    height, width = plan.size
+    assert 1 <= plan.scored <= images
+    assert 1 <= plan.gathered <= images
+    assert 1 <= plan.searched <= images
+    assert plan.total() <= seconds or height * width < 2 * FEWEST_PIXELS
+    assert plan_of(json.loads(json.dumps(plan.as_dict()))) == plan
+
+
+def test_more_time_never_makes_a_plan_smaller():
+    plans = [make_plan(METHODS, (360, 480), 400, 0, 0.1, seconds) for seconds in (60, 120, 300, 600, 3600)]
+    assert [plan.scored for plan in plans] == sorted(plan.scored for plan in plans)
+    assert [plan.size for plan in plans] == sorted(plan.size for plan in plans)
+    assert plans[-1].size == (360, 480)
+
+
+def test_auto_means_what_the_network_can_make_use_of():
+    assert methods_asked_for(["auto"], True) == ["source_only", "source_only+multi_scale", "ada_bn+multi_scale"]
+    assert methods_asked_for(["auto"], False) == ["source_only", "source_only+multi_scale"]
+    assert methods_asked_for(["tent", "tent"], True) == ["source_only", "tent"]
+    with pytest.raises(UserError, match=r"--method tnt: one of auto, .*did you mean tent"):
+        methods_asked_for(["tnt"], True)
+
+
+def test_every_stage_is_a_command_that_can_be_typed(tmp_path):
+    import yaml
+
+    plan = make_plan(METHODS, (36, 48), 40, 0, 0.001, 600)
+    source = tmp_path / "source.yaml"
+    source.write_text("model: {init_args: {network: a.b, source_checkpoint: s.ckpt}}\n")
+    data = tmp_path / "data.yaml"
+    data.write_text(yaml.safe_dump(data_config(plan, tmp_path, "cityscapes19", None, with_labels=False)))
+    for stage in stages_of(plan, tmp_path, source, data):
+        config = expand("fit", stage.words()).config
+        assert config["model"]["init_args"]["source_checkpoint"] == "s.ckpt"
+        assert config["model"]["init_args"]["network"] == "a.b"
+        assert config["data"]["init_args"]["size"] == [36, 48]
