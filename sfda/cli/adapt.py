@@ -26,7 +26,6 @@ from sfda.networks.timing import pass_seconds
 from sfda.progress import status, table_console
 from sfda.runs.adaptation import MOST_PIXELS, Plan, data_config, make_plan, methods_asked_for, plan_of, stages_of
 from sfda.runs.engine import Stage, fit, has_fit, score
-from sfda.runs.run import Run
 
 SHARE = 0.8
 """Part of the time that is planned; the rest is for what takes longer than it was measured."""
@@ -47,8 +46,7 @@ def adapt(said: argparse.Namespace) -> int:
     _claim(said)
     _describe(photographs, len(labels), console)
     source = open_source(said.source, said)
-    for line in source.story:
-        console.print(Text(line), soft_wrap=True, highlight=False)
+    _say(console, *source.story)
     score_classes = _score_classes(said, source)
     methods = methods_asked_for(said.method, bool(batch_norm_layers(source.segmenter)))
     plan = _plan(said, source, photographs, len(labels), methods)
@@ -63,7 +61,7 @@ def adapt(said: argparse.Namespace) -> int:
     stages = stages_of(plan, out, out / "source.yaml", out / "data.yaml")
     if not (out / "source.png").is_file():
         draw_source(source, spread(photographs.images, 4), plan.size, out / "source.png")
-    console.print(f"Open {out / 'source.png'}: what the source model sees", highlight=False, soft_wrap=True)
+    _say(console, f"Open {out / 'source.png'}: what the source model sees")
     for number, stage in enumerate(stages, start=1):
         _run(console, stage, f"{number}/{len(stages)} {stage.name}")
     chosen = _choose(stages)
@@ -97,7 +95,7 @@ def _describe(photographs: Photographs, labelled: int, console: Console) -> None
     shown = ", ".join(f"{count} of {width}x{height}" for (height, width), count in sizes[:3])
     more = f" and {len(sizes) - 3} other sizes" if len(sizes) > 3 else ""
     labels = f", {labelled} with labels" if labelled else ""
-    console.print(f"{photographs.folder}: {len(photographs.images)} images{labels}; {shown}{more}", highlight=False)
+    _say(console, f"{photographs.folder}: {len(photographs.images)} images{labels}; {shown}{more}")
     for line in (photographs.left_out, *(f"✗ {fault}" for fault in photographs.faults)):
         if line:
             console.print(Text(line, style="yellow"), soft_wrap=True)
@@ -162,24 +160,38 @@ def _choose(stages: Sequence[Stage]) -> Stage:
 
 
 def _finish(console: Console, stages: Sequence[Stage], chosen: Stage, changed: float, seconds: float) -> None:
-    out = chosen.out
-    run = chosen.run.folder
-    console.print(
-        f"Adapted model: {run / 'selected.ckpt'} ({chosen.name}); it changes {100 * changed:.1f} % of the pixels"
-    )
-    console.print(f"Open {out / 'before_after.png'}: before and after", highlight=False, soft_wrap=True)
-    commands = [
-        f"sfda {'fit' if Run(stage.run.folder).last.is_file() else 'validate'} {shlex.join(stage.words())}"
-        for stage in stages
+    out, run = chosen.out, chosen.run
+    words = [
+        f"adapted model: {run.selected} ({chosen.name})",
+        f"{100 * changed:.1f} % of the pixels change their class",
     ]
-    commands += [f"sfda validate --run {shlex.quote(str(stage.run.folder))}" for stage in stages]
-    commands += [
-        f"sfda predict --run {run} --images FOLDER --out predictions",
-        f"sfda export --run {run} --format onnx",
+    report = run.folder / "ada_bn.json"
+    if report.is_file():
+        alpha = json.loads(report.read_text(encoding="utf-8"))["alpha"]
+        kept = (
+            "the source model's BatchNorm statistics are kept" if alpha == 0 else "of the target's statistics mixed in"
+        )
+        words.append(f"α = {alpha:g}: {kept}")
+    _say(console, "; ".join(words), f"Open {out / 'before_after.png'}: before and after")
+    commands = [line for stage in stages for line in _commands(stage)]
+    further = [
+        f"predict --run {run.folder} --images FOLDER --out predictions",
+        f"export --run {run.folder} --format onnx",
     ]
+    commands += [f"sfda {words}" for words in further]
     write_whole(out / "commands.sh", ("\n".join(commands) + "\n").encode())
-    console.print(
-        f"{seconds:.0f} s. What this stood for is in {out / 'commands.sh'}, to be edited and run again; next:"
-    )
-    for command in commands[-2:]:
-        console.print(f"  {command}", highlight=False, soft_wrap=True)
+    _say(console, f"{seconds:.0f} s. Every command that this stood for is in {out / 'commands.sh'}; next:")
+    _say(console, *(f"  sfda {words}" for words in further))
+
+
+def _commands(stage: Stage) -> list[str]:
+    """What a user would type for one method."""
+    words = shlex.join(stage.words())
+    if not stage.run.is_resumable:
+        return [f"sfda validate {words}"]
+    return [f"sfda fit {words}", f"sfda validate --run {shlex.quote(str(stage.run.folder))}"]
+
+
+def _say(console: Console, *lines: str) -> None:
+    for line in lines:
+        console.print(Text(line), soft_wrap=True)

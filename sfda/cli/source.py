@@ -9,7 +9,7 @@ from typing import Any
 from sfda.data.label_spaces import CITYSCAPES19, ClassSet, load_class_set
 from sfda.errors import UserError
 from sfda.networks.build import build_network
-from sfda.networks.import_weights import import_weights
+from sfda.networks.import_weights import depth, import_weights
 from sfda.networks.options import NetworkOptions
 from sfda.networks.segmenter import Segmenter
 from sfda.networks.weights_file import WeightsFile, describe_tensors, read_weights
@@ -176,7 +176,7 @@ def largest_set(weights: WeightsFile) -> Mapping[str, Any]:
     sets = weights.tensor_sets()
     if not sets:
         raise UserError(f"{weights.path} holds no tensors by name, so no weights")
-    return max(sets.values(), key=len)
+    return sets[max(sets, key=lambda place: (len(sets[place]), depth(place)))]
 
 
 def classes_named(names: Sequence[str], origin: str) -> ClassSet:

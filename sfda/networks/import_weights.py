@@ -9,6 +9,8 @@ from sfda.networks.matching import Match, match_names
 from sfda.networks.segmenter import Segmenter
 from sfda.networks.weights_file import Tensors, WeightsFile
 
+FEW = 0.1
+"""Share of a network's weights below which a file is one of another network."""
 SHOWN = 5
 """Names that a message lists at most."""
 
@@ -54,15 +56,20 @@ def best_match(
         raise UserError(f"--key {key}: {weights.path} holds tensors under {', '.join(filter(None, sets))}")
     tried = {name: match_names(wanted, sets[name], without) for name in (sets if key is None else [key])}
     # Of several that fit equally well the innermost of the first: the whole file has the same tensors, and more.
-    place = min(tried, key=lambda name: (-tried[name].used, len(tried[name].left_over)))
+    place = min(tried, key=lambda name: (-tried[name].used, len(tried[name].left_over), -depth(name)))
     return place, sets[place], tried[place]
+
+
+def depth(place: str) -> int:
+    """How deep inside a file a place lies."""
+    return len(place.split(".")) if place else 0
 
 
 def describe_misfit(match: Match, wanted: Tensors, found: Tensors) -> str:
     """What does not fit, and what to do about it."""
-    if match.used == 0:
+    if match.used < FEW * len(wanted):
         return (
-            f"not one of its tensors ({_some(list(found))}) is one of the network ({_some(list(wanted))}): "
+            f"its tensors ({_some(list(found))}) are not those of the network ({_some(list(wanted))}): "
             "name the network that they belong to"
         )
     faults = []

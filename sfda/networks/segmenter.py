@@ -63,6 +63,7 @@ class Segmenter(nn.Module):
         self.num_classes = num_classes
         self.align_corners = align_corners
         self.multiple = multiple
+        self.channel_order = "rgb"
         self._backbone = backbone
         self._head = head
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
@@ -89,6 +90,8 @@ class Segmenter(nn.Module):
         size = images.shape[-2:]
         height, width = padded_size(size, self.multiple)
         inputs = (images - self.mean) / self.std
+        if self.channel_order == "bgr":
+            inputs = inputs.flip(1)
         if (height, width) != size:
             inputs = F.pad(inputs, (0, width - size[1], 0, height - size[0]), mode="replicate")
         if features is None:

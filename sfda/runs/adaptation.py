@@ -58,9 +58,9 @@ class Plan:
         if method.startswith(SOURCE_ONLY):
             passes = scoring
         elif method.startswith("ada_bn"):
-            passes = 2 * scoring + self.gathered + ALPHAS * AGREEMENT_VIEWS * self.searched
+            passes = scoring + self.gathered + ALPHAS * AGREEMENT_VIEWS * self.searched
         else:  # what trains may have a teacher, and what it labels
-            passes = 2 * scoring + self.steps * BATCH * (2 + BACKWARD)
+            passes = scoring + self.steps * BATCH * (2 + BACKWARD)
         return OVERHEAD + passes * self.pass_seconds
 
     def total(self) -> float:
@@ -159,13 +159,15 @@ def stages_of(plan: Plan, out: Path, source_config: Path, data: Path) -> list[St
 
 def _words(plan: Plan, method: str, source_config: Path, data: Path) -> list[str]:
     words = [f"{BENCHMARK}/{method}", "--config", str(source_config), "--data", str(data)]
-    if method.startswith("ada_bn"):
-        words += ["--model.init_args.scored_images", str(plan.searched)]
-        words += ["--data.init_args.samples_per_epoch", str(plan.gathered)]
-    elif not method.startswith(SOURCE_ONLY):
-        epochs = 4  # so that an interrupted one goes on
-        samples = max(1, plan.steps // epochs) * min(BATCH, plan.gathered)
-        words += ["--trainer.max_epochs", str(epochs), "--trainer.check_val_every_n_epoch", str(epochs)]
+    if not method.startswith(SOURCE_ONLY):
+        epochs, samples = 1, plan.gathered
+        if method.startswith("ada_bn"):
+            words += ["--model.init_args.scored_images", str(plan.searched)]
+        else:
+            epochs = 4  # so that an interrupted one goes on
+            samples = max(1, plan.steps // epochs) * min(BATCH, plan.gathered)
+        # Scored once, by `sfda validate`: nothing is selected during the fit.
+        words += ["--trainer.max_epochs", str(epochs), "--trainer.check_val_every_n_epoch", str(epochs + 1)]
         words += ["--data.init_args.samples_per_epoch", str(samples)]
     return [*words, "--trainer.callbacks+", AGREEMENT]
 

@@ -1,0 +1,193 @@
+"""``sfda weights`` and ``sfda adapt`` as somebody with a model and a folder uses them."""
+
+import importlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from sfda.cli.main import main
+from sfda.networks.build import build_network
+from sfda.runs import engine
+from tiny_network import build
+
+NETWORK = "tiny_network.build"
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """Weights of the tiny network as a training script of before 2020 left them."""
+    torch.manual_seed(0)
+    state = {f"module.{name}": value for name, value in build(19).state_dict().items()}
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "w.pth", _use_new_zipfile_serialization=False)
+    return tmp_path / "w.pth"
+
+
+@pytest.fixture
+def photographs(town: Path, tmp_path: Path) -> Path:
+    for number, image in enumerate(sorted((town / "cityscapes/leftImg8bit/train").rglob("*.png"))):
+        place = tmp_path / f"photographs/day{number % 2}"
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copy(image, place)
+    return tmp_path / "photographs"
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Stages run here instead of in processes of their own; gives their commands."""
+    ran: list[list[str]] = []
+
+    def run(console, words, log, title, *, group):
+        ran.append(list(words))
+        assert main(words) == 0
+
+    def ask(module: str, function: str, *arguments: object) -> object:
+        return getattr(importlib.import_module(module), function)(*arguments)
+
+    monkeypatch.setattr(engine, "run_sfda", run)
+    monkeypatch.setattr(engine, "asked", ask)
+    monkeypatch.setattr("sfda.cli.main.preload", lambda: None)
+    return ran
+
+
+@pytest.mark.medium
+def test_imported_weights_are_those_of_the_file_and_start_any_method(weights, town, sfda, tmp_path, capsys):
+    assert sfda("weights", "import", weights, "--network", NETWORK, "--out", tmp_path / "source.ckpt") == 0
+    assert "torch, before 1.6; 14 tensors under 'state_dict' fill tiny_network.build" in capsys.readouterr().out
+    plain = build(19).eval()
+    stored = torch.load(weights, weights_only=True)["state_dict"]
+    plain.load_state_dict({name.removeprefix("module."): value for name, value in stored.items()})
+    checkpoint = torch.load(tmp_path / "source.ckpt", weights_only=True)
+    segmenter = build_network(NETWORK, 19).eval()
+    segmenter.load_state_dict({name.removeprefix("network."): v for name, v in checkpoint["state_dict"].items()})
+    images = torch.rand(2, 3, 32, 64)
+    with torch.no_grad():
+        logits = torch.nn.functional.interpolate(plain(images), (32, 64), mode="bilinear")
+        assert torch.equal(segmenter(images), logits)
+    data = {"target": {"layout": "cityscapes", "root": str(town / "cityscapes")}, "batch_size": 4, "num_workers": 0}
+    data = {"class_path": "sfda.data.datamodule.DomainAdaptationDataModule", "init_args": data}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(data))
+    words = ["own/tent", "--config", tmp_path / "source.yaml", "--data", tmp_path / "mine.yaml"]
+    assert sfda("fit", *words, "--trainer.max_epochs", "1", "--out", tmp_path / "run") == 0
+    assert sfda("weights", "import", weights, "--network", NETWORK, "--out", tmp_path / "source.ckpt") == 2
+    assert "source.ckpt is there already" in capsys.readouterr().err
+
+
+@pytest.mark.medium
+def test_weights_are_inspected(weights, sfda, capsys):
+    assert sfda("weights", "inspect", weights) == 0
+    said = capsys.readouterr().out
+    assert "w.pth: torch, before 1.6" in said
+    assert "  module.backbone.0.weight  (8, 3, 3, 3)" in said
+    assert sfda("weights", "inspect", weights, "--network", NETWORK) == 0
+    assert f"14 of 14 tensors of {NETWORK} are there under state_dict" in capsys.readouterr().out
+    assert sfda("weights", "inspect", weights, "--network", "smp:Unet/resnet18") == 2
+    assert "its tensors (module.backbone.0.weight" in capsys.readouterr().err
+
+
+@pytest.mark.medium
+def test_adapt_ends_with_a_model_a_table_and_a_picture(weights, photographs, in_this_process, sfda, tmp_path, capsys):
+    words = ["adapt", "--source", weights, "--network", NETWORK, "--images", photographs, "--out", tmp_path / "out"]
+    assert sfda(*words) == 0
+    said = capsys.readouterr().out
+    assert "photographs: 16 images; 16 of 64x32" in said
+    assert "agreement %" in said
+    assert "adapted model:" in said
+    folder = tmp_path / "out"
+    assert [command[0] for command in in_this_process] == ["validate", "validate", "fit", "validate"]
+    for picture in ("source.png", "before_after.png"):
+        assert Image.open(folder / picture).size[0] > 500
+    row = json.loads((folder / "ada_bn+multi_scale/result.json").read_text())
+    assert row["source_free"] is True
+    assert row["target_miou"] is None
+    assert 0 <= row["target_view_agreement"] <= 1
+    # the commands that it stood for say the same again
+    lines = (folder / "commands.sh").read_text().splitlines()
+    assert [line.split()[1] for line in lines] == ["validate", "validate", "fit", "validate", "predict", "export"]
+    # the same command again has nothing to do; another one is refused
+    in_this_process.clear()
+    assert sfda(*words) == 0
+    assert in_this_process == []
+    assert sfda(*words, "--minutes", "3") == 2
+    assert "was begun with --minutes 10: give another --out" in capsys.readouterr().err
+
+
+@pytest.mark.medium
+def test_labels_score_and_are_adapted_to_by_nothing(
+    weights, photographs, town, in_this_process, sfda, tmp_path, capsys
+):
+    labels = tmp_path / "labels/day0"
+    labels.mkdir(parents=True)
+    for image in sorted((photographs / "day0").iterdir())[:3]:
+        name = image.name.replace("_leftImg8bit", "_gtFine_labelIds")
+        shutil.copy(next((town / "cityscapes/gtFine/train").rglob(name)), labels)
+    words = ["adapt", "--source", weights, "--network", NETWORK, "--images", photographs, "--out", tmp_path / "out"]
+    words += ["--labels", tmp_path / "labels", "--classes", "cityscapes19", "--method", "tent"]
+    assert sfda(*words) == 0
+    said = capsys.readouterr().out
+    assert "16 images, 3 with labels" in said
+    assert "mIoU" in said
+    row = json.loads((tmp_path / "out/tent/result.json").read_text())
+    assert row["labels_read"] is None
+    assert 0 <= row["target_miou"] <= 1
+    assert len(list((tmp_path / "out/images/val").iterdir())) == 3
+    assert len(list((tmp_path / "out/images/labels").iterdir())) == 3
+
+
+def grey16(path: Path) -> None:
+    Image.fromarray(np.full((32, 64), 40000, dtype=np.uint16)).save(path)
+
+
+def turned(path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (32, 64), (90, 80, 70)).save(path, exif=exif)
+
+
+@pytest.mark.medium
+def test_odd_photographs_are_taken_as_they_are(weights, photographs, in_this_process, sfda, tmp_path, capsys):
+    Image.new("L", (64, 32), 90).save(photographs / "grey.png")
+    grey16(photographs / "deep.png")
+    Image.new("CMYK", (64, 32), (1, 2, 3, 4)).save(photographs / "print.jpg")
+    turned(photographs / "turned.jpg")
+    Image.new("RGB", (30, 60), (9, 9, 9)).save(photographs / "tall.webp")
+    (photographs / "cut.jpg").write_bytes((photographs / "print.jpg").read_bytes()[:200])
+    words = ["adapt", "--source", weights, "--network", NETWORK, "--images", photographs, "--out", tmp_path / "out"]
+    assert sfda(*words) == 0
+    said = capsys.readouterr().out
+    assert "21 images; 20 of 64x32, 1 of 30x60" in said
+    assert "1 images have another shape" in said
+    assert "cut.jpg: the file is cut off" in said
+
+
+MISTAKES: dict[str, tuple[Callable[[Path], list[object]], str]] = {
+    "no source": (lambda here: ["--source", here / "none.pth"], "none.pth: no such file or folder"),
+    "no network": (
+        lambda here: [],
+        "holds weights, not the network that they belong to (torch, before 1.6, 14 tensors",
+    ),
+    "another network": (lambda here: ["--network", "smp:Unet/resnet18"], "name the network that they belong to"),
+    "no images": (lambda here: ["--images", here / "none"], "none: no such folder"),
+    "a file": (lambda here: ["--images", here / "w.pth"], "w.pth: a file; give the folder it is in"),
+    "no such method": (lambda here: ["--network", NETWORK, "--method", "tnt"], "did you mean tent"),
+    "no such class set": (lambda here: ["--network", NETWORK, "--classes", "a.yaml"], "class set 'a.yaml'"),
+    "no time": (lambda here: ["--minutes", "0"], "--minutes 0: a time above 0"),
+    "no options": (lambda here: ["--network-options", "{heat: a}"], "--network-options: heat: unknown; give a mapping"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_named_before_anything_runs(mistake, weights, photographs, sfda, tmp_path, capsys):
+    more, message = MISTAKES[mistake]
+    words = ["--source", weights, "--images", photographs, "--out", tmp_path / "out", *more(tmp_path)]
+    if mistake == "no options":
+        words += ["--network", NETWORK]
+    assert sfda("adapt", *words) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
