@@ -43,3 +43,42 @@ def build_with_pooling(num_classes: int, eps: float = 1e-5) -> nn.Module:
 
 def build_with_eps_0(num_classes: int) -> nn.Module:
     return build_with_pooling(num_classes, eps=0)
+
+
+class Tokens(nn.Module):
+    """A patch embedding and one MLP block on tokens, normalised as in vision transformers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, 8, 4, stride=4)
+        self.before = nn.LayerNorm(8)
+        self.mlp = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Dropout(0.2), nn.Linear(16, 8))
+        self.after = nn.LayerNorm(8)
+
+    def forward(self, images):
+        tokens = self.embed(images).movedim(1, -1)
+        return self.after(tokens + self.mlp(self.before(tokens))).movedim(-1, 1)
+
+
+class TwoParts(nn.Module):
+    """A backbone under a convolution."""
+
+    def __init__(self, backbone: nn.Module, num_classes: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.classifier = nn.Conv2d(8, num_classes, 1)
+
+    def forward(self, images):
+        return self.classifier(self.backbone(images))
+
+
+def build_with_layer_norm(num_classes: int) -> nn.Module:
+    return TwoParts(Tokens(), num_classes)
+
+
+def build_with_group_norm(num_classes: int) -> nn.Module:
+    return TwoParts(nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.GroupNorm(2, 8), nn.ReLU()), num_classes)
+
+
+def build_without_normalisation(num_classes: int) -> nn.Module:
+    return TwoParts(nn.Conv2d(3, 8, 4, stride=4), num_classes)

@@ -28,9 +28,11 @@ from sfda.networks.batch_norm import (
     mix_statistics,
     read_statistics,
 )
+from sfda.networks.normalisation import normalisation_layers
 from sfda.progress import Advance
 
 ALPHAS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
+FEW_LAYERS = 3
 
 
 class AdaBN(OnlineMethod, GatheredMethod):
@@ -47,7 +49,8 @@ class AdaBN(OnlineMethod, GatheredMethod):
     Online there is no fit: `sfda validate` predicts each batch of the target, then lets the target statistics follow
     it, statistics ← (1 − λ) · statistics + λ · batch, from the source's on. The source domain is scored after that.
 
-    Writes ``ada_bn.json`` (α, the scores, the shift of every layer) and ``ada_bn_layers.png`` into the run folder.
+    Writes ``ada_bn.json`` (α, the scores, how many of the network's normalisation layers were changed, the shift of
+    every BN layer) and ``ada_bn_layers.png`` into the run folder.
 
     Args:
         alpha: α in [0, 1], or ``auto`` (not online).
@@ -79,7 +82,11 @@ class AdaBN(OnlineMethod, GatheredMethod):
             raise UserError("model option alpha: a number with online: true, auto needs the images beforehand")
         refuse_outside(0, 1, "(]", forgetting=forgetting)
         if not batch_norm_layers(self.network):
-            raise UserError(f"AdaBN needs BatchNorm layers with running statistics; {base['network']} has none")
+            raise UserError(
+                f"AdaBN changes the running statistics of BatchNorm layers, and {base['network']} has none: take tent, "
+                "info_max with --model.init_args.trains normalisation (scale and shift of its other normalisation), "
+                "mean_teacher_source_free or cotta, or average predictions with --model.init_args.views multi_scale"
+            )
         if scored_images < 1:
             raise UserError(f"model option scored_images: at least 1, not {scored_images}")
         self.alpha = alpha
@@ -182,13 +189,22 @@ class AdaBN(OnlineMethod, GatheredMethod):
     ) -> None:
         if not self.trainer.is_global_zero:
             return
+        reached, total = len(changed), len(normalisation_layers(self.network))
         sys.stdout.write(
-            f"α = {alpha:g}; scores and the shift of every layer are in {self.run_folder / 'ada_bn.json'}\n"
+            f"α = {alpha:g}; AdaBN reaches {reached} of {total} normalisation layers{_few(changed)}; scores and the "
+            f"shift of every layer are in {self.run_folder / 'ada_bn.json'}\n"
         )
         layers = [{**shift._asdict(), "changed": shift.layer in changed} for shift in shifts]
-        report = {"alpha": alpha, "scores": scores, "layers": layers}
+        counts = {"reached_layers": reached, "normalisation_layers": total}
+        report = {"alpha": alpha, **counts, "scores": scores, "layers": layers}
         write_json(self.run_folder / "ada_bn.json", report)
         draw_layer_shift(shifts, self.run_folder / "ada_bn_layers.png")
+
+
+def _few(layers: set[str]) -> str:
+    """Names, where they are few, as the network's own code calls them."""
+    names = sorted(name.removeprefix("network.") for name in layers)
+    return f" ({', '.join(names)})" if 0 < len(names) <= FEW_LAYERS else ""
 
 
 def draw_layer_shift(shifts: list[LayerShift], path: Path) -> None:

@@ -2,12 +2,11 @@
 
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from sfda.data.datasets import Batch
 from sfda.data.needs import Needs
@@ -17,6 +16,7 @@ from sfda.losses.negative_learning import complementary_rank, negative_learning
 from sfda.losses.symmetric_cross_entropy import symmetric_cross_entropy
 from sfda.methods.kinds.value_net import ValueNetMethod, load_value_net
 from sfda.methods.self_training import SelfTraining
+from sfda.networks.normalisation import affine_parameters
 from sfda.pseudo_labels.thresholds import class_weights, effective_number
 from sfda.ranks import ALL_RANKS
 
@@ -26,18 +26,18 @@ class CalSFDA(ValueNetMethod, SelfTraining):
 
     Stage 3 of Cal-SFDA (Wang et al., arXiv 2308.03003, section 3.4), implemented from the published description.
     The value net of stage 2 gives ê of every target image; the confidence that thresholds and labels go by is
-    s = (1 − ê)·confidence. In the first epochs only the affine parameters of the BN layers train, then the
-    classifier, with the backbone frozen. The loss is symmetric cross-entropy on the labelled pixels, negative
-    learning and normalised entropy on all.
+    s = (1 − ê)·confidence. In the first epochs only scale and shift of the normalisation layers (in the paper
+    BatchNorm) train, then the classifier, with the backbone frozen. The loss is symmetric cross-entropy on the labelled
+    pixels, negative learning and normalised entropy on all.
 
     `source_checkpoint` is the checkpoint of `ValueNetTraining`, which holds both networks. The mean ê over the
     validation images is logged as ``target/estimated_ece`` beside their entropy; its quality, where there are labels,
-    is reported by `sfda validate` (see `ValueNetMethod`).
+    is reported by `sfda validate` (see `ValueNetMethod`). With ``scaling: none`` there is no value net, and any source
+    model will do.
 
     Args:
-        scaling: ``ece`` scales confidences by 1 − ê; ``none`` leaves them as they are (the ablation), and the value
-            net only reports.
-        warmup_epochs: Epochs in which only BN affine parameters train.
+        scaling: ``ece`` scales confidences by 1 − ê; ``none`` leaves them as they are (the ablation).
+        warmup_epochs: Epochs in which only scale and shift of the normalisation layers train.
         train_backbone: Train the backbone too after the warm-up.
         ce_weight: Weight of the class-weighted cross-entropy in the symmetric one.
         rce_weight: Weight of the reverse cross-entropy in the symmetric one.
@@ -68,9 +68,9 @@ class CalSFDA(ValueNetMethod, SelfTraining):
         super().__init__(**self_training)
         refuse_negative(warmup_epochs=warmup_epochs, nl_weight=nl_weight, eta=eta)
         refuse_negative(ce_weight=ce_weight, rce_weight=rce_weight)
-        if warmup_epochs and next(_affine(self.network), None) is None:
+        if warmup_epochs and next(affine_parameters(self.network), None) is None:
             raise UserError(
-                f"the warm-up trains scale and shift of BatchNorm layers, and {self_training['network']} has none: "
+                f"the warm-up trains scale and shift of normalisation layers, and {self_training['network']} has none: "
                 "give --model.init_args.warmup_epochs 0"
             )
         self.scaling = scaling
@@ -83,23 +83,36 @@ class CalSFDA(ValueNetMethod, SelfTraining):
         self.official_order = official_order
         self._class_weights = torch.ones(0)
 
+    def needs_value_net(self) -> bool:
+        """Only where it scales confidences."""
+        return bool(self.hparams.get("scaling") != "none")
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A run without scaling has no use for the value net that sfda 0.1 kept in its checkpoints."""
+        super().on_load_checkpoint(checkpoint)
+        if self.value_net is None:
+            state = checkpoint["state_dict"]
+            checkpoint["state_dict"] = {k: value for k, value in state.items() if not k.startswith("value_net.")}
+
     def initialise_from_source(self) -> None:
         """Both networks, with the target's BN statistics unless these come later."""
-        if self.source_checkpoint is not None:
+        if self.source_checkpoint is not None and self.value_net is not None:
             load_value_net(self.value_net, self.source_checkpoint, self.absent)
         super().initialise_from_source()
 
     def statistics_module(self) -> nn.Module:
         """The value net sees shifted features too."""
-        return nn.ModuleList([self.network, self.value_net])
+        return self.network if self.value_net is None else nn.ModuleList([self.network, self.value_net])
 
     def run_statistics_module(self, images: Tensor) -> object:
         """Both networks, one after the other."""
+        if self.value_net is None:
+            return self.network(images)
         return self.value_net(self.network.forward_features(images)[1])
 
     def label_confidence(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Probabilities (B, C, H, W), and 1 − ê (B,)."""
-        if self.scaling == "none":
+        if self.value_net is None:
             return super().label_confidence(images)
         logits, features = self.network.forward_features(images)
         return logits.float().softmax(dim=1), 1 - self.value_net(features)
@@ -135,7 +148,7 @@ class CalSFDA(ValueNetMethod, SelfTraining):
 
     @property
     def in_warmup(self) -> bool:
-        """Whether only the affine parameters of the BN layers train."""
+        """Whether only scale and shift of the normalisation layers train."""
         return self.current_epoch < self.warmup_epochs
 
     def trainable_parameters(self) -> list[dict[str, Any]]:
@@ -144,20 +157,21 @@ class CalSFDA(ValueNetMethod, SelfTraining):
             return super().trainable_parameters()
         parts = self.network.parts()
         return [
-            {"name": "batch_norm", "params": list(_affine(parts["backbone"]))},
+            {"name": "normalisation", "params": list(affine_parameters(parts["backbone"]))},
             {"name": "classifier", "params": list(parts["classifier"].parameters())},
         ]
 
     def paused_parameters(self) -> Iterable[nn.Parameter]:
-        """In the warm-up all but BN's affine parameters, then the backbone."""
+        """In the warm-up all but scales and shifts, then the backbone."""
         if self.in_warmup:
-            trained = {id(parameter) for parameter in _affine(self.network)}
+            trained = {id(parameter) for parameter in affine_parameters(self.network)}
             return [parameter for parameter in self.network.parameters() if id(parameter) not in trained]
         return [] if self.train_backbone else list(self.network.parts()["backbone"].parameters())
 
     def set_modes(self) -> None:
         """The value net never trains; a frozen backbone keeps its statistics."""
-        self.value_net.eval()
+        if self.value_net is not None:
+            self.value_net.eval()
         if not self.in_warmup and not self.train_backbone:
             self.network.parts()["backbone"].eval()
 
@@ -178,10 +192,3 @@ class CalSFDA(ValueNetMethod, SelfTraining):
             "nl": self.nl_weight * negative_learning(logits, rank, target["valid"], ALL_RANKS),
             "entropy": self.eta * normalised_entropy(logits, target["valid"], ALL_RANKS),
         }
-
-
-def _affine(module: nn.Module) -> Iterator[nn.Parameter]:
-    """Scales and shifts of every BN layer."""
-    for layer in module.modules():
-        if isinstance(layer, _BatchNorm) and layer.affine:
-            yield from layer.parameters(recurse=False)

@@ -1,6 +1,7 @@
 """IAPC: importance-aware learning from the source model and prototype contrast on the target."""
 
 import copy
+import sys
 from typing import Any, Literal
 
 import torch
@@ -33,7 +34,7 @@ from sfda.methods.kinds.pseudo_labelled import PseudoLabelledMethod
 from sfda.networks.batch_norm import average_running_statistics
 from sfda.networks.ema import update_average
 from sfda.networks.frozen import Frozen
-from sfda.networks.segmenter import BACKBONE
+from sfda.networks.segmenter import BACKBONE_16
 from sfda.pseudo_labels.labelling import label_by_argmax
 from sfda.pseudo_labels.store import PseudoLabelStore
 from sfda.ranks import ALL_RANKS, sum_over_ranks
@@ -59,8 +60,9 @@ class IAPC(PseudoLabelledMethod):
       the prototypes on the logits' class;
     - ``entropy`` L_ENT: mean entropy.
 
-    The affine parameters of the BN layers do not train; their statistics follow the target. L_IA is the paper's EDIK,
-    L_PE and L_PS are its LDSK; a half whose weights are 0 is left out, and its copy of the network not evaluated.
+    The affine parameters of the BN layers do not train; their statistics follow the target. Scale and shift of other
+    normalisation (LayerNorm, GroupNorm), which has no statistics, train like every other weight. L_IA is the paper's
+    EDIK, L_PE and L_PS are its LDSK; a half whose weights are 0 is left out, and its copy of the network not evaluated.
 
     Args:
         importance: ``ratio`` 1 − p₂/p₁ of the source model's two best classes, ``difference`` p₁ − p₂, ``top1`` p₁.
@@ -68,7 +70,7 @@ class IAPC(PseudoLabelledMethod):
         prototype_momentum: For ``momentum``: share of the old prototype.
         memory_momentum: Share of the old memory at an optimizer step; it must suit the number of steps.
         layer: Module of the network whose features are contrasted; None: the backbone's ``layer3``, as published,
-            where it has one, else its last map.
+            where it has one, else the last of the encoder's maps with at most 16 pixels per cell, as layer3's have.
         importance_weight: Weight of L_IA.
         enhanced_weight: Weight of L_PE.
         symmetric_weight: Weight of L_PS.
@@ -111,7 +113,7 @@ class IAPC(PseudoLabelledMethod):
         self.prototypes = prototypes
         self.prototype_momentum = prototype_momentum
         self.memory_momentum = memory_momentum
-        self.layer = layer or ("layer3" if hasattr(self.network.parts()["backbone"], "layer3") else BACKBONE)
+        self.layer = layer or ("layer3" if hasattr(self.network.parts()["backbone"], "layer3") else BACKBONE_16)
         self.importance_weight = importance_weight
         self.enhanced_weight = enhanced_weight
         self.symmetric_weight = symmetric_weight
@@ -121,15 +123,22 @@ class IAPC(PseudoLabelledMethod):
         self.source = Frozen(copy.deepcopy(self.network))
         self.memory = Frozen(copy.deepcopy(self.network))
         self.register_buffer("absence", torch.ones(trained["num_classes"]))
-        channels = self.network.feature_channels(self.layer)  # an unknown layer is found before hours of labelling
+        # an unknown layer is found before hours of labelling
+        self.feature_channels = self.network.feature_channels(self.layer)
         if prototypes == "momentum":
-            self.register_buffer("memory_prototypes", torch.zeros(trained["num_classes"], channels))
+            self.register_buffer("memory_prototypes", torch.zeros(trained["num_classes"], self.feature_channels))
 
     def initialise_from_source(self) -> None:
         """All three copies."""
         super().initialise_from_source()
         for copied in (self.source, self.memory):
             copied.module.load_state_dict(self.network.state_dict())
+
+    def prepare_fit(self) -> None:
+        """Initial weights and labels, and a line about the features."""
+        super().prepare_fit()
+        if self.trainer.is_global_zero:
+            sys.stdout.write(f"prototypes are of {self.feature_channels} features of layer {self.layer}\n")
 
     def make_labels(self, store: PseudoLabelStore) -> None:
         """The best class of the source model's probabilities, averaged over scales and flips."""

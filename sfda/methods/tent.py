@@ -1,17 +1,15 @@
-"""Entropy minimisation that moves BatchNorm alone."""
+"""Entropy minimisation that moves normalisation layers alone."""
 
 from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sfda.data.datasets import Batch
 from sfda.data.needs import Needs
 from sfda.errors import UserError
 from sfda.losses.entropy import mean_entropy
-from sfda.methods.kinds.online import OnlineMethod
+from sfda.methods.kinds.online import OnlineTrainedMethod
 from sfda.methods.kinds.target_statistics import target_statistics
-from sfda.methods.kinds.trained import TrainedMethod
 from sfda.networks.batch_norm import (
     BatchStatistics,
     batch_norm_layers,
@@ -19,14 +17,16 @@ from sfda.networks.batch_norm import (
     mix_statistics,
     read_statistics,
 )
+from sfda.networks.normalisation import affine_parameters
 
 
-class Tent(OnlineMethod, TrainedMethod):
-    """Minimises the mean entropy of the predictions by scale and shift of the BN layers; nothing else is trained.
+class Tent(OnlineTrainedMethod):
+    """Minimises the mean entropy of the predictions by scale and shift of normalisation layers, and of nothing else.
 
     Implemented from the published description of "Tent: Fully Test-Time Adaptation by Entropy Minimization" (Wang et
-    al., arXiv 2006.10726, section 3). The BN layers normalise by the statistics of each batch while adapting; all
-    other layers are in eval mode, so that what is minimised is what is predicted.
+    al., arXiv 2006.10726, section 3). BN layers normalise by the statistics of each batch while adapting; all other
+    layers are in eval mode, so that what is minimised is what is predicted. Other normalisation (LayerNorm, GroupNorm,
+    InstanceNorm) has no statistics to follow: there only scale and shift change.
 
     In a fit the running statistics are estimated on target images at every validation and epoch end (as in `AdaBN`
     with α = 1), and predictions are made with those, in eval mode.
@@ -44,7 +44,7 @@ class Tent(OnlineMethod, TrainedMethod):
         **trained: Options of `TrainedMethod`.
 
     Raises:
-        UserError: the network has no BN layer with scale and shift.
+        UserError: the network has no normalisation layer with scale and shift.
     """
 
     needs = Needs(target="images", view="weak")
@@ -60,16 +60,19 @@ class Tent(OnlineMethod, TrainedMethod):
     ) -> None:
         super().__init__(optimizer=optimizer, lr=lr, weight_decay=weight_decay, poly_power=poly_power, **trained)
         if not self.trainable_parameters()[0]["params"]:
-            raise UserError(f"Tent trains scale and shift of BatchNorm layers; {trained['network']} has none")
+            raise UserError(
+                f"Tent trains scale and shift of normalisation layers, and {trained['network']} has none: take "
+                "info_max, cotta or mean_teacher_source_free, or average predictions with "
+                "--model.init_args.views multi_scale"
+            )
         self.online = online
         self._estimated = False
         if online:
             keep_lone_values(self.network)
 
     def trainable_parameters(self) -> list[dict[str, Any]]:
-        """Scale and shift of every BN layer."""
-        layers = batch_norm_layers(self.network).values()
-        return [{"name": "batch_norm", "params": [p for layer in layers for p in layer.parameters()]}]
+        """Scale and shift of every normalisation layer."""
+        return [{"name": "normalisation", "params": list(affine_parameters(self.network))}]
 
     def set_modes(self) -> None:
         """BN layers in train mode, which moves their running statistics; all others in eval mode."""
@@ -82,12 +85,6 @@ class Tent(OnlineMethod, TrainedMethod):
         """``entropy``."""
         target = batch["target"]
         return {"entropy": mean_entropy(self.network(target["image"]), target["valid"])}
-
-    def on_validation_start(self) -> None:
-        """A stream begins with the source model."""
-        super().on_validation_start()
-        if self.online:
-            self._begin_stream()
 
     def make_ranks_equal(self) -> None:
         """What is scored or saved in a fit has the target's statistics, estimated once after the last step."""
@@ -105,24 +102,7 @@ class Tent(OnlineMethod, TrainedMethod):
         with BatchStatistics(self.network):
             return super().single_view_probabilities(images, size)
 
-    def _begin_stream(self) -> None:
-        if self._has_run_weights:  # a checkpoint holds the end of an earlier stream
-            self.initialise_from_source()
-        trained: list[nn.Parameter] = self.trainable_parameters()[0]["params"]
-        self.network.requires_grad_(False)
-        for parameter in trained:
-            parameter.requires_grad_(True)
-        self._optimizer: torch.optim.Optimizer = self.configure_optimizers()["optimizer"]
-        self._optimizer.param_groups[0]["lr"] = self.lr  # a stream knows no number of steps to warm up or decay over
-
-    def adapt_online(self, images: Tensor) -> None:
-        """One step on a batch that has been predicted."""
-        if not self.online:
-            return
-        # Validation runs in inference mode, whose tensors can take part in no gradient.
-        with torch.inference_mode(False), torch.enable_grad(), BatchStatistics(self.network):
-            images = images.clone()
-            loss = mean_entropy(self.network(images), torch.ones_like(images[:, 0], dtype=torch.bool))
-            self._optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            self._optimizer.step()
+    def online_losses(self, images: Tensor) -> dict[str, Tensor]:
+        """``entropy`` under the statistics of the batch, which leave the running ones alone."""
+        with BatchStatistics(self.network):
+            return super().online_losses(images)

@@ -15,6 +15,7 @@ from sfda.losses.calibration import image_ece
 from sfda.methods.kinds.value_net import ValueNetMethod, has_labels
 from sfda.metrics.ece_estimate import FirstAndLast
 from sfda.networks.batch_norm import average_running_statistics
+from sfda.networks.value_net import ValueNet
 
 UNMOVED = 0.05
 """A mean estimate that ends no further from its start has not moved."""
@@ -37,6 +38,7 @@ class ValueNetTraining(ValueNetMethod):
     """
 
     needs = Needs(source="labels", view="weak")
+    value_net: ValueNet
 
     def __init__(self, bins: int = 10, poly_power: float = 0.0, **trained: Any) -> None:
         super().__init__(poly_power=poly_power, **trained)

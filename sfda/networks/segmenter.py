@@ -1,6 +1,5 @@
 """One interface for every segmentation network: RGB in [0, 1] goes in, logits at input size come out."""
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -17,6 +16,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 BACKBONE = "backbone"
 """Layer name of the encoder's last map, f in the papers."""
+BACKBONE_16 = "backbone@16"
+"""Layer name of the last of the maps that the encoder gives with at most 16 pixels of the image per cell."""
 HEAD_INPUT = "head_input"
 """Layer name of the map that the head turns into logits."""
 
@@ -77,8 +78,8 @@ class Segmenter(nn.Module):
 
         Args:
             images: (B, 3, H, W) RGB in [0, 1].
-            features: None for logits alone; else `BACKBONE`, `HEAD_INPUT`, or the dotted name of a module of the
-                backbone or of the whole network (``layer3``, ``decoder``).
+            features: None for logits alone; else `BACKBONE`, `BACKBONE_16`, `HEAD_INPUT`, or the dotted name of a
+                module of the backbone or of the whole network (``layer3``, ``decoder``).
 
         Returns:
             Logits (B, C, H, W), or (logits, features (B, D, h, w)); the features are those of the padded images.
@@ -96,10 +97,12 @@ class Segmenter(nn.Module):
             inputs = F.pad(inputs, (0, width - size[1], 0, height - size[0]), mode="replicate")
         if features is None:
             return self._at_size(self.network(inputs), size)
-        with self._captured(features) as maps:
+        with self._captured(features, width) as maps:
             output = self.network(inputs)
         if not maps:
-            raise UserError(f"layer {features!r}: the network's forward pass gives no map (B, D, h, w) there")
+            raise UserError(
+                f"layer {features!r}: the network's forward pass gives no map (B, D, h, w) there; {self._stages()}"
+            )
         return self._at_size(output, size), maps[-1]
 
     def forward_features(self, images: Tensor, layer: str | None = None) -> tuple[Tensor, Tensor]:
@@ -155,13 +158,16 @@ class Segmenter(nn.Module):
         return self.resize(logits, padded_size(size, self.multiple))[..., : size[0], : size[1]]
 
     @contextmanager
-    def _captured(self, layer: str) -> Iterator[list[Tensor]]:
-        """The maps that `layer` gives (or, for the head's input, takes) inside the block."""
+    def _captured(self, layer: str, width: int) -> Iterator[list[Tensor]]:
+        """The maps that `layer` gives (or, for the head's input, takes) inside the block, from images of a width."""
         maps: list[Tensor] = []
-        from_input = layer == HEAD_INPUT or (layer == BACKBONE and self._backbone is None)
+        from_input = layer == HEAD_INPUT or (layer in (BACKBONE, BACKBONE_16) and self._backbone is None)
 
         def keep(_module: nn.Module, inputs: Any, output: Any) -> None:
-            maps.extend(_feature_maps(inputs if from_input else output)[-1:])
+            found = feature_maps(inputs if from_input else output)
+            if layer == BACKBONE_16:
+                found = [map_ for map_ in found if 16 * map_.shape[-1] >= width] or found
+            maps.extend(found[-1:])
 
         handle = (self.head if from_input else self._layer(layer)).register_forward_hook(keep)
         try:
@@ -171,13 +177,17 @@ class Segmenter(nn.Module):
 
     def _layer(self, name: str) -> nn.Module:
         backbone: nn.Module = self.network.get_submodule(self._backbone or "")
-        if name == BACKBONE:
+        if name in (BACKBONE, BACKBONE_16):
             return backbone
         layers: dict[str, nn.Module] = dict(self.network.named_modules()) | dict(backbone.named_modules())
         if name not in layers:
-            close = difflib.get_close_matches(name, layers) or [child for child, _ in backbone.named_children()]
-            raise UserError(f"layer {name!r}: the network has no module of this name; close: {', '.join(close)}")
+            raise UserError(f"layer {name!r}: the network has no module of this name; {self._stages()}")
         return layers[name]
+
+    def _stages(self) -> str:
+        from sfda.networks.stages import describe_stages  # which stands on this module
+
+        return f"take {BACKBONE}, {BACKBONE_16} or a stage of its encoder: {describe_stages(self)}"
 
 
 def _refuse_untrainable(name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -215,13 +225,13 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
             submodule.training = training
 
 
-def _feature_maps(output: Any) -> list[Tensor]:
+def feature_maps(output: Any) -> list[Tensor]:
     """The (B, D, h, w) tensors in what a module gives: a tensor, or a nest of sequences and mappings of them."""
     if isinstance(output, Tensor):
         return [output] if output.ndim == 4 else []
     if isinstance(output, Mapping):
         output = list(output.values())
-    return [found for item in output for found in _feature_maps(item)] if isinstance(output, list | tuple) else []
+    return [found for item in output for found in feature_maps(item)] if isinstance(output, list | tuple) else []
 
 
 def _all_but(module: nn.Module, part: nn.Module) -> nn.ModuleList:

@@ -1,5 +1,6 @@
 """Cal-SFDA's objective, put together again from loops over pixels; options; labels that a resumed run has lost."""
 
+import json
 import math
 import shutil
 
@@ -104,14 +105,38 @@ def test_options_out_of_range_are_named(method, option, value):
         method(**OPTIONS, **{option: value})
 
 
-def test_a_warm_up_that_could_train_nothing_is_refused(monkeypatch):
-    from torch import nn
-
-    monkeypatch.setattr(nn, "BatchNorm2d", lambda channels: nn.GroupNorm(2, channels))
-    monkeypatch.setattr("sfda.networks.value_net.nn.BatchNorm2d", nn.BatchNorm2d)
+def test_a_warm_up_that_could_train_nothing_is_refused():
+    options = {"network": "tiny_network.build_without_normalisation", "num_classes": 19}
     with pytest.raises(UserError, match="warmup_epochs 0"):
-        CalSFDA(**OPTIONS)
-    CalSFDA(**OPTIONS, warmup_epochs=0)
+        CalSFDA(**options)
+    CalSFDA(**options, warmup_epochs=0)
+
+
+def test_the_warm_up_trains_scale_and_shift_of_any_normalisation():
+    method = CalSFDA(network="tiny_network.build_with_layer_norm", num_classes=19)
+    paused = {id(parameter) for parameter in method.paused_parameters()}
+    trained = {name for name, parameter in method.network.network.named_parameters() if id(parameter) not in paused}
+    assert trained == {f"backbone.{layer}.{kind}" for layer in ("before", "after") for kind in ("weight", "bias")}
+
+
+@pytest.mark.medium
+def test_without_scaling_there_is_no_value_net_and_any_source_model_will_do(town, source_model, sfda, tmp_path):
+    run = tmp_path / "run"
+    arguments = [*tiny_arguments("cal_sfda", town, source_model), "--model.init_args.scaling", "none"]
+    assert sfda("fit", *arguments, "--out", run) == 0
+    assert sfda("validate", "--run", run) == 0
+    checkpoint = torch.load(run / "selected.ckpt", weights_only=True)
+    assert not [key for key in checkpoint["state_dict"] if not key.startswith("network.")]
+    assert not [
+        key for key in json.loads((run / "result.json").read_text()) if "value_net" in key or "estimated" in key
+    ]
+    assert not list(run.glob("value_net*"))
+
+    # one of before, which holds a value net that nothing used
+    checkpoint["state_dict"]["value_net.estimate.bias"] = torch.zeros(1)
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    method = CalSFDA.load_from_checkpoint(tmp_path / "old.ckpt", weights_only=True)
+    assert method.value_net is None
 
 
 @pytest.mark.medium

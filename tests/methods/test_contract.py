@@ -12,6 +12,7 @@ import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from sfda.cli.main import main
 from sfda.data.needs import Needs
 from sfda.errors import UserError
 from sfda.methods import GatheredMethod, Method, TrainedMethod
@@ -112,6 +113,63 @@ def test_fit_validate_resume_and_predict(model, town, source_of, sfda, tmp_path)
         assert sfda("fit", *arguments, "--out", part) == 2
         assert sfda("fit", "--run", part) == 0
         assert_equal_weights(whole / "last.ckpt", part / "last.ckpt")
+
+
+WITHOUT_BATCH_NORM = [model for model in FITTED if model not in ("ada_bn", "value_net_training")]
+
+
+def on_network(network: str, model: str, town: Path, source: Path | None = None) -> list[str]:
+    """Arguments for another network; Cal-SFDA without its value net where no checkpoint has one."""
+    arguments = [*tiny_arguments(model, town, source), "--model.init_args.network", network]
+    return [*arguments, "--model.init_args.scaling", "none"] if model == "cal_sfda" else arguments
+
+
+@pytest.fixture(scope="module", params=["layer_norm", "group_norm"])
+def other_source(request, town, tmp_path_factory):
+    """A network without BatchNorm, and a source model of it."""
+    network, folder = f"tiny_network.build_with_{request.param}", tmp_path_factory.mktemp(request.param) / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["sfda"])
+        assert main(["fit", *on_network(network, "source_training", town), "--out", str(folder)]) == 0
+    return network, folder / "selected.ckpt"
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("model", WITHOUT_BATCH_NORM)
+def test_fit_validate_and_predict_on_a_network_without_batch_norm(model, town, other_source, sfda, tmp_path):
+    network, source = other_source
+    arguments = on_network(network, model, town, None if model == "source_training" else source)
+    assert sfda("fit", *arguments, "--out", tmp_path / "run") == 0
+    method = method_class(model).load_from_checkpoint(tmp_path / "run/selected.ckpt", weights_only=True).eval()
+    with torch.no_grad():
+        probabilities = method.predict_probabilities(torch.rand(1, 3, 32, 64), (48, 96))
+    torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(1, 48, 96))
+    assert sfda("validate", "--run", tmp_path / "run") == 0
+    assert json.loads((tmp_path / "run/result.json").read_text())["target_nll"] > 0
+
+
+@pytest.mark.medium
+def test_cal_sfda_with_its_value_net_on_a_network_without_batch_norm(town, other_source, sfda, tmp_path):
+    """The value net has a BatchNorm layer of its own, whose statistics are re-estimated."""
+    network, source = other_source
+    arguments = on_network(network, "value_net_training", town, source)
+    assert sfda("fit", *arguments, "--out", tmp_path / "value_net") == 0
+    both = tmp_path / "value_net/selected.ckpt"
+    arguments = [*on_network(network, "cal_sfda", town, both), "--model.init_args.scaling", "ece"]
+    assert sfda("fit", *arguments, "--out", tmp_path / "run") == 0
+    before, after = (weights(path)["value_net.norm.running_mean"] for path in (both, tmp_path / "run/last.ckpt"))
+    assert not torch.equal(before, after)
+
+
+@pytest.mark.medium
+def test_ada_bn_is_refused_on_a_network_without_batch_norm_before_data_is_read(town, sfda, tmp_path, capsys):
+    arguments = on_network("tiny_network.build_with_layer_norm", "ada_bn", tmp_path / "nowhere")
+    assert sfda("fit", *arguments, "--out", tmp_path / "run") == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "AdaBN changes the running statistics of BatchNorm layers, and tiny_network.build_with_layer_norm" in said
+    for instead in ("tent", "info_max", "trains normalisation", "mean_teacher_source_free", "cotta", "multi_scale"):
+        assert instead in said
+    assert "nowhere" not in said
 
 
 @pytest.mark.medium

@@ -246,9 +246,26 @@ def test_the_decay_is_laid_out_for_more_steps_than_are_taken():
 
 def test_the_layer_is_layer3_where_there_is_one():
     assert IAPC(network="deeplab_v2_resnet18", num_classes=3).layer == "layer3"
-    assert IAPC(network=NETWORK, num_classes=3).layer == "backbone"
-    with pytest.raises(UserError, match="layer7"):
-        IAPC(network=NETWORK, num_classes=3, layer="layer7")
+    assert IAPC(network=NETWORK, num_classes=3).layer == "backbone@16"
+
+
+def test_elsewhere_it_is_the_last_map_of_the_encoder_with_sixteen_pixels_per_cell():
+    method = IAPC(network="smp:Segformer/mit_b0", num_classes=3)
+    assert (method.layer, method.feature_channels) == ("backbone@16", 160)  # of strides 4, 8, 16 and 32
+    images = torch.rand(1, 3, 70, 90)  # padded to 96x96
+    with torch.no_grad():
+        features = method.network(images, features=method.layer)[1]
+        padded = torch.nn.functional.pad(
+            (images - method.network.mean) / method.network.std, (0, 6, 0, 26), "replicate"
+        )
+        assert torch.equal(features, method.network.network.encoder(padded)[-2])
+
+
+@pytest.mark.parametrize(("layer", "why"), [("layer7", "no module"), ("block1.0.attn.norm", "gives no map")])
+def test_a_layer_that_is_not_there_or_has_no_map_is_refused_with_the_stages(layer, why):
+    stages = r"norm3 \(160 channels, 1/16\), norm4 \(256 channels, 1/32\)"
+    with pytest.raises(UserError, match=f"{layer}.*{why}.*take backbone, backbone@16 or.*{stages}"):
+        IAPC(network="smp:Segformer/mit_b0", num_classes=3, layer=layer)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ import pytest
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from sfda.errors import UserError
 from sfda.methods.info_max import InfoMax
 from tiny_runs import NETWORK, tiny_arguments
 
@@ -49,6 +50,28 @@ def test_the_classifier_stands_still_its_batch_norm_included():
     before = [norm.running_mean.clone() for norm in norms]
     method.compute_losses(batch_of(torch.rand(2, 3, 64, 64), torch.ones(2, 64, 64, dtype=torch.bool)))
     assert all(torch.equal(norm.running_mean, mean) for norm, mean in zip(norms, before, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("network", "layers", "in_train_mode"),
+    [
+        (NETWORK, ["1", "4"], {"network.backbone.1", "network.backbone.4"}),
+        ("tiny_network.build_with_layer_norm", ["before", "after"], set()),
+        ("tiny_network.build_with_group_norm", ["1"], set()),
+    ],
+)
+def test_scale_and_shift_of_any_normalisation_may_train_alone(network, layers, in_train_mode):
+    method = InfoMax(network=network, num_classes=5, trains="normalisation").train()
+    method.set_modes()
+    assert {name for name, module in method.network.named_modules() if module.training} == in_train_mode
+    names = {id(parameter): name for name, parameter in method.network.named_parameters()}
+    trained = [names[id(parameter)] for parameter in method.trainable_parameters()[0]["params"]]
+    assert trained == [f"network.backbone.{layer}.{kind}" for layer in layers for kind in ("weight", "bias")]
+
+
+def test_normalisation_that_is_not_there_cannot_train():
+    with pytest.raises(UserError, match="trains backbone"):
+        InfoMax(network="tiny_network.build_without_normalisation", num_classes=5, trains="normalisation")
 
 
 @pytest.mark.medium

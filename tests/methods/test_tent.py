@@ -86,10 +86,32 @@ def test_the_defaults_are_adam_with_a_constant_learning_rate():
     assert [tuple(p.shape) for p in group["params"]] == [(8,), (8,), (16,), (16,)]
 
 
-def test_a_network_without_batch_norm_is_refused(monkeypatch):
-    monkeypatch.setattr("sfda.methods.tent.batch_norm_layers", lambda network: {})
-    with pytest.raises(UserError, match="BatchNorm"):
-        Tent(network=NETWORK, num_classes=3)
+def test_a_network_without_normalisation_is_refused():
+    with pytest.raises(UserError, match=r"normalisation layers.*info_max, cotta"):
+        Tent(network="tiny_network.build_without_normalisation", num_classes=3)
+
+
+@pytest.mark.parametrize("kind", ["layer_norm", "group_norm"])
+def test_other_normalisation_trains_in_eval_mode(kind):
+    method = Tent(network=f"tiny_network.build_with_{kind}", num_classes=3).train()
+    method.set_modes()
+    assert not any(module.training for module in method.network.modules())
+    names = {id(parameter): name for name, parameter in method.network.named_parameters()}
+    trained = [names[id(parameter)] for parameter in method.trainable_parameters()[0]["params"]]
+    layers = {"layer_norm": ["before", "after"], "group_norm": ["1"]}[kind]
+    assert trained == [f"network.backbone.{layer}.{part}" for layer in layers for part in ("weight", "bias")]
+
+
+@pytest.mark.medium
+def test_a_stream_on_a_network_without_batch_norm_moves_scale_and_shift(town, sfda, tmp_path):
+    network = ["--model.init_args.network", "tiny_network.build_with_layer_norm"]
+    assert sfda("fit", *tiny_arguments("source_training", town), *network, "--out", tmp_path / "source") == 0
+    source = tmp_path / "source/selected.ckpt"
+    row, state = online(sfda, town, source, tmp_path / "run", *network, "--model.init_args.lr", 0.05)
+    before = state_of(source)
+    changed = {key.split(".")[-2] for key in state if not torch.equal(state[key], before[key])}
+    assert changed == {"before", "after"}
+    assert row["trained_parameters"] == 32
 
 
 # --------------------------------------------------------------------- fit

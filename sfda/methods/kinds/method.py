@@ -6,7 +6,7 @@ Three kinds stand on it: a plain `Method` only predicts, a `TrainedMethod` follo
 
 import warnings
 from abc import ABC
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -136,15 +136,17 @@ class Method(L.LightningModule, ABC):
             return self.plain_view_probabilities(images, size)
         return self.multi_scale_probabilities(images, size)
 
-    def multi_scale_probabilities(self, images: Tensor, size: tuple[int, int]) -> Tensor:
-        """Mean of the probabilities at `MULTI_SCALES`, each with its mirror image: (B, 3, H, W) → (B, C, *size)."""
+    def multi_scale_probabilities(
+        self, images: Tensor, size: tuple[int, int], scales: Sequence[float] = MULTI_SCALES
+    ) -> Tensor:
+        """Mean of the probabilities at several scales, each with its mirror image: (B, 3, H, W) → (B, C, *size)."""
         total = torch.zeros(())
-        for scale in MULTI_SCALES:
+        for scale in scales:
             scaled = scale_images(images, scale)
             predict = self.plain_view_probabilities if scale == 1 else self.single_view_probabilities
             total = total.to(images.device) + predict(scaled, size)
             total = total + self.single_view_probabilities(scaled.flip(-1), size).flip(-1)
-        return total / (2 * len(MULTI_SCALES))
+        return total / (2 * len(scales))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, C, H, W) of images (B, 3, H, W)."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from sfda.errors import UserError
 from sfda.methods.kinds.method import Method
-from sfda.networks.batch_norm import BatchStatistics, Statistics
+from sfda.networks.batch_norm import BatchStatistics, Statistics, batch_norm_layers
 from sfda.networks.finite import refusing_nan
 
 IMAGES = 256
@@ -25,12 +25,14 @@ def target_statistics(method: Method, module: nn.Module, forward: Callable[[Tens
 
     Args:
         method: The method at work, on its device; it reads target images.
-        module: Its BN layers are looked at; modes and buffers are as before afterwards.
+        module: Its BN layers are looked at; modes and buffers are as before afterwards. Without any, nothing is run.
         forward: Runs images (B, 3, H, W) through all of `module`.
 
     Raises:
         UserError: there are too few target images for a batch of two on every process, or the network gives NaN.
     """
+    if not batch_norm_layers(module):
+        return {}
     images, processes = len(method.datamodule.training_sets["target"]), method.trainer.world_size
     if images < 2 * processes:
         raise UserError(

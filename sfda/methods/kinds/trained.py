@@ -109,6 +109,10 @@ class TrainedMethod(Method):
     def prepare_fit(self) -> None:
         """Initial weights; what is not trained asks for no gradient."""
         super().prepare_fit()
+        self.train_only_what_is_trained()
+
+    def train_only_what_is_trained(self) -> None:
+        """`requires_grad` for `trainable_parameters` and nothing else."""
         trained = {id(parameter) for group in self.trainable_parameters() for parameter in group["params"]}
         for parameter in self.parameters():
             parameter.requires_grad_(id(parameter) in trained)

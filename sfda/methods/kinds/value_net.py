@@ -58,7 +58,7 @@ class ValueNetMethod(TrainedMethod):
     read, ``<domain>/value_net_`` ``pearson``, ``spearman``, ``mae`` and ``true_ece``: against the class-averaged ECE
     of each image (10 bins, the scored classes, the labels' size, the method's own probabilities). `sfda validate`
     also writes ``value_net.json``, every image's estimate and truth, and ``value_net_<domain>.png`` into the run
-    folder.
+    folder. A method may do without (`needs_value_net`); then there is none, and nothing of it is reported.
 
     Args:
         absent: What a class absent from an image counts in the ECE that is learnt and reported as the true one: left
@@ -69,18 +69,25 @@ class ValueNetMethod(TrainedMethod):
     def __init__(self, absent: Literal["skip", "zero"] = "skip", **trained: Any) -> None:
         super().__init__(**trained)
         self.absent: Absent = absent
-        self.value_net = ValueNet(self.network.feature_channels())
+        self.value_net = ValueNet(self.network.feature_channels()) if self.needs_value_net() else None
         self._names: dict[str, list[str]] = {}
         self._estimates = torch.empty(0)
 
+    def needs_value_net(self) -> bool:
+        """Whether there is a value net with these `hparams`; asked when the network has been built."""
+        return True
+
     def probabilities_and_ece(self, images: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Class probabilities (B, C, *size) of images (B, 3, H, W) and their estimated ECE (B,), in one pass."""
+        assert self.value_net is not None
         logits, features = self.network.forward_features(images)
         estimates: Tensor = self.value_net(features)
         return self.network.resize(logits.float(), size).softmax(dim=1), estimates
 
     def plain_view_probabilities(self, images: Tensor, size: tuple[int, int]) -> Tensor:
         """See `Method`; the estimates of the images are kept, at the cost of no pass of their own."""
+        if self.value_net is None:
+            return super().plain_view_probabilities(images, size)
         probabilities, self._estimates = self.probabilities_and_ece(images, size)
         return probabilities
 
@@ -89,8 +96,10 @@ class ValueNetMethod(TrainedMethod):
 
     def make_metrics(self, classes: ClassSet, with_labels: bool) -> list[Metric]:
         """The quality of the estimates too."""
-        quality = ValueNetScores(self._latest_estimates, self.absent, with_labels=with_labels)
-        return [*super().make_metrics(classes, with_labels), quality]
+        metrics = super().make_metrics(classes, with_labels)
+        if self.value_net is None:
+            return metrics
+        return [*metrics, ValueNetScores(self._latest_estimates, self.absent, with_labels=with_labels)]
 
     @override
     def on_validation_start(self) -> None:
@@ -106,7 +115,7 @@ class ValueNetMethod(TrainedMethod):
     def on_validation_epoch_end(self) -> None:
         """After `sfda validate` report the quality, which is among the other scores."""
         super().on_validation_epoch_end()
-        if self.trainer.state.fn == "validate":
+        if self.trainer.state.fn == "validate" and self.value_net is not None:
             self._report()
 
     def _report(self) -> None:
