@@ -100,7 +100,7 @@ def _fit(segmenter: Segmenter, images: Tensor, convention: Convention) -> float:
         stack.enter_context(_preprocessed(segmenter, convention))
         for layer in batch_norm_layers(segmenter).values():
             stack.enter_context(layer.register_forward_pre_hook(partial(_observe, divergences)))
-        logits = torch.cat([segmenter(image) for image in images.split(1)])
+        logits = torch.cat([segmenter(image[None]) for image in images])
     return -float(torch.stack(divergences).mean()) if divergences else _information(logits)
 
 

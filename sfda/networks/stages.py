@@ -41,9 +41,9 @@ def encoder_stages(network: Segmenter) -> list[Stage]:
                 seen.append(Stage(name, found.shape[1], side // found.shape[-1]))
 
     with eval_mode(network), ExitStack() as hooks:
-        for name, module in network.parts()["backbone"].named_modules():
-            if name and name.count(".") < DEPTH:
-                hooks.enter_context(module.register_forward_hook(partial(note, name)))
+        modules = network.parts()["backbone"].named_modules()
+        for name, module in ((name, module) for name, module in modules if name and name.count(".") < DEPTH):
+            hooks.enter_context(module.register_forward_hook(partial(note, name)))
         network(network.mean.expand(1, -1, SIDE, SIDE))
     return [list(equal)[-1] for _, equal in groupby(seen, key=lambda stage: stage[1:])]
 
