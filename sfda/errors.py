@@ -36,3 +36,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of a message about a name that is not among those that are known; "" where none is like it."""
     close = difflib.get_close_matches(name, list(known), n=3)
     return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def last_line(error: BaseException) -> str:
+    """Type and last line of an error of somebody else's network."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[-1].strip()}" if lines else type(error).__name__

@@ -73,6 +73,7 @@ class DACal(TaughtMethod):
         refuse_outside(1, math.inf, hidden=hidden)
         self.temperature_lr = temperature_lr
         self.virtual_lr = virtual_lr
+        self.network.feature_channels(HEAD_INPUT)  # a network without a head is found now
         # Its parameters ask for no gradient, and are no part of the student's optimizer: DDP would wait for them.
         self.temperature = TemperatureNet(
             self.network.feature_channels(), taught["num_classes"], hidden, self.network.multiple

@@ -153,7 +153,7 @@ class IAPC(PseudoLabelledMethod):
         """All but BN's affine parameters; the head learns faster."""
         norms = [layer for layer in self.network.modules() if isinstance(layer, _BatchNorm)]
         left_out = {id(parameter) for layer in norms for parameter in layer.parameters()}
-        head = [parameter for parameter in self.network.head.parameters() if id(parameter) not in left_out]
+        head = [parameter for parameter in self.network.parts()["head"].parameters() if id(parameter) not in left_out]
         left_out |= {id(parameter) for parameter in head}
         rest = [parameter for parameter in self.network.parameters() if id(parameter) not in left_out]
         return [{"name": "network", "params": rest}, {"name": "head", "params": head, "lr": HEAD_LR * self.lr}]

@@ -17,7 +17,7 @@ from sfda.losses.entropy import mean_entropy
 from sfda.losses.mean import mean_over_pixels
 from sfda.methods.kinds.trained import TrainedMethod
 from sfda.metrics.functional import at_least_float32, top_label
-from sfda.networks.segmenter import HEAD_INPUT, padded_size
+from sfda.networks.segmenter import HEAD_INPUT
 from sfda.ranks import ALL_RANKS, ALONE, Ranks
 
 
@@ -115,9 +115,7 @@ class URMA(TrainedMethod):
 
     def _auxiliary_logits(self, head: nn.Module, features: Tensor, size: torch.Size) -> Tensor:
         """What the network would give with another head on features that dropout has thinned: (B, C, *size)."""
-        padded = padded_size(size, self.network.multiple)
-        logits = head(F.dropout2d(features, self.dropout))
-        return self.network.resize(logits, padded)[..., : size[0], : size[1]]
+        return self.network.apply_head(F.dropout2d(features, self.dropout), size, head)
 
 
 def squared_distance(logits: Tensor, probabilities: Tensor, valid: Tensor, ranks: Ranks = ALONE) -> Tensor:

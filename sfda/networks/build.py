@@ -12,12 +12,14 @@ import torch
 from torch import nn
 
 from sfda.errors import UserError
-from sfda.networks.options import NetworkOptions
+from sfda.networks.assemble import probed_segmenter, segmenter_as_said
+from sfda.networks.options import OPTION, NetworkOptions
 from sfda.networks.segmenter import Segmenter
 
 _FORMS = """\
   deeplab_v2_resnet101, deeplab_v2_resnet50 or deeplab_v2_resnet18; with @16 after it: half the resolution and cost
   smp:<architecture>/<encoder> of segmentation-models-pytorch, e.g. smp:DeepLabV3Plus/mobilenet_v2
+  torchvision:<name> of torchvision's segmentation networks, e.g. torchvision:deeplabv3_mobilenet_v3_large
   your_package.module.factory, any importable function or nn.Module class: factory(num_classes) -> nn.Module"""
 
 
@@ -33,11 +35,13 @@ def build_network(
       name: 16). backbone: the ResNet; classifier and head: the four convolutions of the ASPP.
     - ``smp:<architecture>/<encoder>``: any of segmentation-models-pytorch. backbone: the encoder; classifier: decoder
       and segmentation head; head: the segmentation head.
-    - ``your_package.module.factory``: called with `num_classes`, gives a module from RGB in [0, 1] to logits of any
-      size. If it has both ``.backbone`` and ``.classifier`` (as torchvision's have), its encoder is ``.backbone``,
-      everything else is classifier, and the head is the last `Conv2d` of ``.classifier``. Otherwise the last
-      `Conv2d`, in the order of definition, is classifier and head, and everything else is backbone. An attribute
-      ``align_corners`` is respected (False without). A factory may also return a `Segmenter`, which is kept as it is.
+    - ``torchvision:<name>``: one of torchvision's segmentation networks, without auxiliary head.
+    - ``your_package.module.factory``: called with the number of outputs (`num_classes`, and the dropped ones), gives a
+      module from RGB in [0, 1] to logits or probabilities of any size, as a map or in a nest of sequences and mappings.
+      A factory may also return a `Segmenter`, which is kept as it is.
+
+    What the last three give, which sizes they take, and which of their modules is the head, `sfda.networks.probe` finds
+    out by small passes; `options` goes before what it finds. The segmenter's `description` says it in one line.
 
     Args:
         network: The string.
@@ -51,21 +55,34 @@ def build_network(
     """
     if pretrained not in ("none", "imagenet"):
         raise UserError(f"pretrained {pretrained!r}: must be `none` or `imagenet`")
+    options = options or {}
     # Channels last trains 1.2 and evaluates 1.8 times faster on a CPU (mobilenet_v2), and is what tensor cores want.
-    return _build(network, num_classes, pretrained == "imagenet").to(memory_format=torch.channels_last)
+    return _build(network, num_classes, pretrained == "imagenet", options).to(memory_format=torch.channels_last)
 
 
-def _build(network: str, num_classes: int, imagenet: bool) -> Segmenter:
+def _build(network: str, num_classes: int, imagenet: bool, options: NetworkOptions) -> Segmenter:
+    num_outputs = num_classes + len(options.get("drop_outputs", ()))
     if match := re.fullmatch(r"deeplab_v2_(resnet(?:18|50|101))(@16)?", network):
-        return _deeplab_v2(network, match[1], 16 if match[2] else 8, num_classes, imagenet)
+        module = _deeplab_v2(network, match[1], 16 if match[2] else 8, num_outputs, imagenet)
+        known: dict[str, Any] = {"backbone": "backbone", "head": "classifier", "align_corners": True}
+        return segmenter_as_said(network, module, num_classes, known, options)
     if match := re.fullmatch(r"smp:(\w+)/(\S+)", network):
-        return _smp(network, match[1], match[2], num_classes, imagenet)
+        module, known = _smp(network, match[1], match[2], num_outputs, imagenet)
+        return segmenter_as_said(network, module, num_classes, known, options)
+    if match := re.fullmatch(r"torchvision:(\S+)", network):
+        return probed_segmenter(network, _torchvision(network, match[1], num_outputs, imagenet), num_classes, options)
     if re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", network):
-        return _from_factory(network, num_classes, imagenet)
+        _refuse_imagenet(network, imagenet, "a factory loads its own weights")
+        return _from_factory(network, num_classes, num_outputs, options)
     raise UserError(f"network {network!r} is none of the known forms:\n{_FORMS}")
 
 
-def _deeplab_v2(network: str, resnet_name: str, output_stride: int, num_classes: int, imagenet: bool) -> Segmenter:
+def _refuse_imagenet(network: str, imagenet: bool, why: str) -> None:
+    if imagenet:
+        raise UserError(f"network {network!r}: {why}; use `--model.init_args.pretrained none`")
+
+
+def _deeplab_v2(network: str, resnet_name: str, output_stride: int, num_outputs: int, imagenet: bool) -> nn.Module:
     # Imported here, as smp below, since torchvision and smp take seconds.
     from sfda.networks.deeplab_v2 import DeepLabV2, imagenet_weights, resnet
 
@@ -74,11 +91,12 @@ def _deeplab_v2(network: str, resnet_name: str, output_stride: int, num_classes:
         with _downloading(network, f"place the file in {torch.hub.get_dir()}/checkpoints"):
             weights = imagenet_weights(resnet_name)
         encoder.load_state_dict(weights)
-    module = DeepLabV2(encoder, num_classes, output_stride)
-    return Segmenter(module, num_classes, backbone="backbone", head="classifier", align_corners=True)
+    return DeepLabV2(encoder, num_outputs, output_stride)
 
 
-def _smp(network: str, architecture: str, encoder: str, num_classes: int, imagenet: bool) -> Segmenter:
+def _smp(
+    network: str, architecture: str, encoder: str, num_outputs: int, imagenet: bool
+) -> tuple[nn.Module, dict[str, Any]]:
     import segmentation_models_pytorch as smp
 
     _check_smp_names(network, architecture, encoder)
@@ -91,7 +109,7 @@ def _smp(network: str, architecture: str, encoder: str, num_classes: int, imagen
     with _downloading(network, "place the files in the Hugging Face cache (HF_HOME)"):
         try:
             module = smp.create_model(
-                architecture, encoder_name=encoder, encoder_weights=weights, classes=num_classes, **options
+                architecture, encoder_name=encoder, encoder_weights=weights, classes=num_outputs, **options
             )
             if imagenet:  # Not every encoder was trained with the usual mean and standard deviation.
                 settings = smp.encoders.get_preprocessing_params(encoder)
@@ -99,9 +117,7 @@ def _smp(network: str, architecture: str, encoder: str, num_classes: int, imagen
         except (KeyError, ValueError, RuntimeError) as error:
             raise UserError(f"network {network!r}: segmentation-models-pytorch refuses it: {error}") from error
     multiple = int(module.encoder.output_stride) * 2**halvings
-    return Segmenter(
-        module, num_classes, backbone="encoder", head="segmentation_head", multiple=multiple, **normalisation
-    )
+    return module, {"backbone": "encoder", "head": "segmentation_head", "multiple": multiple, **normalisation}
 
 
 def _check_smp_names(network: str, architecture: str, encoder: str) -> None:
@@ -119,33 +135,29 @@ def _check_smp_names(network: str, architecture: str, encoder: str) -> None:
         raise UserError(f"network {network!r}: {_no_such('encoder', encoder, encoders)}")
 
 
-def _from_factory(network: str, num_classes: int, imagenet: bool) -> Segmenter:
-    if imagenet:
-        raise UserError(
-            f"network {network!r}: a factory loads its own weights; use `--model.init_args.pretrained none`"
+def _torchvision(network: str, name: str, num_outputs: int, imagenet: bool) -> nn.Module:
+    import torchvision
+
+    known = torchvision.models.list_models(module=torchvision.models.segmentation)
+    if name not in known:
+        raise UserError(f"network {network!r}: {_no_such('segmentation network of torchvision', name, known)}")
+    with _downloading(network, f"place the file in {torch.hub.get_dir()}/checkpoints"):
+        module: nn.Module = torchvision.models.get_model(
+            name, weights=None, weights_backbone="DEFAULT" if imagenet else None, num_classes=num_outputs
         )
-    module = _import_factory(network)(num_classes)
+    return module
+
+
+def _from_factory(network: str, num_classes: int, num_outputs: int, options: NetworkOptions) -> Segmenter:
+    module = _import_factory(network)(num_outputs)
     if isinstance(module, Segmenter):
+        if options:
+            raise UserError(f"network {network!r} is a Segmenter, which says all about itself: leave out {OPTION}")
         return module
     if not isinstance(module, nn.Module):
         raise UserError(f"network {network!r}: the factory gave a {type(module).__name__}, not a torch.nn.Module")
-    split = all(isinstance(getattr(module, part, None), nn.Module) for part in ("backbone", "classifier"))
-    convolutions = [
-        name
-        for name, layer in module.named_modules()
-        if isinstance(layer, nn.Conv2d) and (not split or f"{name}.".startswith("classifier."))
-    ]
-    if not convolutions:
-        raise UserError(f"network {network!r}: no Conv2d in it that could be its head; let it return a Segmenter")
-    return Segmenter(
-        module,
-        num_classes,
-        backbone="backbone" if split else None,
-        head=convolutions[-1],
-        align_corners=bool(getattr(module, "align_corners", False)),
-        mean=(0.0, 0.0, 0.0),
-        std=(1.0, 1.0, 1.0),
-    )
+    as_it_is: NetworkOptions = {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}
+    return probed_segmenter(network, module, num_classes, {**as_it_is, **options})
 
 
 def _import_factory(network: str) -> Callable[[int], object]:

@@ -4,6 +4,9 @@ from typing import Literal
 
 from typing_extensions import TypedDict
 
+OPTION = "--model.init_args.network_options"
+"""Where a user says it."""
+
 
 class NetworkOptions(TypedDict, total=False):
     """Facts about a network; what is not given is what its form says, or what `sfda.networks.probe` finds.

@@ -1,16 +1,19 @@
 """One interface for every segmentation network: RGB in [0, 1] goes in, logits at input size come out."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sfda.errors import UserError
+from sfda.errors import UserError, last_line
+from sfda.networks.options import OPTION
+from sfda.networks.outputs import Forms, Kind, find_form, kept_outputs, named_maps, to_logits
+from sfda.networks.untrainable import refuse_untrainable
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -29,49 +32,73 @@ class Segmenter(nn.Module):
     (replicated at the right and at the bottom) to a multiple of what the network needs, and the logits cropped back.
 
     Three parts are named: ``backbone`` is the encoder, ``classifier`` all after it, and ``head`` (within the
-    classifier) the last convolutions, which give the logits. The head is a module of one input; whatever the network
-    does after it is taken to be a change of size.
+    classifier) the last layers, which give the logits. The head is a module of one input; whatever the network does
+    after it is taken to be a change of size, after a softmax or sigmoid where it gives probabilities. A network may
+    have none: then what needs one raises a `UserError`.
 
     Args:
-        network: Normalised images (B, 3, H, W) → logits (B, C, h, w) of any size, or a mapping that holds them
-            under ``out``, as torchvision's segmentation networks give them.
+        network: Normalised images (B, 3, H, W) → logits (B, C, h, w) of any size, or a nest of sequences and mappings
+            that holds them; without `forms`, under ``out``.
         num_classes: C.
-        head: Dotted name of the head in `network`.
+        head: Dotted name of the head in `network`; None: no module gives the logits up to a change of size.
         backbone: Dotted name of the encoder in `network`; None: everything but the head is backbone.
         align_corners: How the network's logits are brought to other sizes; belongs to its weights.
         multiple: Height and width that the network takes are multiples of this.
         mean: Mean per channel, of RGB in [0, 1].
         std: Standard deviation per channel.
+        channel_order: Order of the channels that the network takes; `mean` and `std` are of R, G, B in any case.
+        drop_outputs: Channels of the network's map that stand for no class; the others are the C classes.
+        forms: Which of several maps are the logits, and what they hold; see `sfda.networks.probe`.
+        head_kind: What the head gives.
+        name: What messages call the network.
+        description: What was found out about the network, in one line; "" where its name says everything.
+
+    Raises:
+        UserError: `drop_outputs` names an output twice, or one that there is not.
     """
 
     mean: Tensor
     std: Tensor
+    _kept: Tensor | None
 
     def __init__(
         self,
         network: nn.Module,
         num_classes: int,
         *,
-        head: str,
+        head: str | None,
         backbone: str | None = None,
         align_corners: bool = False,
         multiple: int = 1,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
+        channel_order: Literal["rgb", "bgr"] = "rgb",
+        drop_outputs: Sequence[int] = (),
+        forms: Forms | None = None,
+        head_kind: Kind = "logits",
+        name: str = "network",
+        description: str = "",
     ) -> None:
         super().__init__()
         self.network = network
         self.num_classes = num_classes
         self.align_corners = align_corners
         self.multiple = multiple
-        self.channel_order = "rgb"
+        self.channel_order = channel_order
+        self.name = name
+        self.description = description
         self._backbone = backbone
         self._head = head
+        self._head_kind = head_kind
+        self._forms = forms or {}
+        self._num_outputs = num_classes + len(drop_outputs)
+        kept = torch.tensor(kept_outputs(self._num_outputs, drop_outputs)) if drop_outputs else None
+        self.register_buffer("_kept", kept, persistent=False)
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
-        for name, layer in network.named_modules():
+        for layer_name, layer in network.named_modules():
             if isinstance(layer, _BatchNorm):
-                layer.register_forward_pre_hook(partial(_refuse_untrainable, name))
+                layer.register_forward_pre_hook(partial(refuse_untrainable, layer_name))
 
     def forward(self, images: Tensor, features: str | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """Logits, and on request the output of a layer with them, in one pass (the one entry, as DDP asks for).
@@ -85,8 +112,8 @@ class Segmenter(nn.Module):
             Logits (B, C, H, W), or (logits, features (B, D, h, w)); the features are those of the padded images.
 
         Raises:
-            UserError: no such layer, a network whose output does not have `num_classes` channels, or a BatchNorm layer
-                that cannot normalise by the statistics of this batch.
+            UserError: no such layer, a network that fails on these images or whose output does not have a channel for
+                every class, or a BatchNorm layer that cannot normalise by the statistics of this batch.
         """
         size = images.shape[-2:]
         height, width = padded_size(size, self.multiple)
@@ -96,14 +123,14 @@ class Segmenter(nn.Module):
         if (height, width) != size:
             inputs = F.pad(inputs, (0, width - size[1], 0, height - size[0]), mode="replicate")
         if features is None:
-            return self._at_size(self.network(inputs), size)
+            return self._at_size(*self._outputs(inputs), size)
         with self._captured(features, width) as maps:
-            output = self.network(inputs)
+            outputs = self._outputs(inputs)
         if not maps:
             raise UserError(
                 f"layer {features!r}: the network's forward pass gives no map (B, D, h, w) there; {self._stages()}"
             )
-        return self._at_size(output, size), maps[-1]
+        return self._at_size(*outputs, size), maps[-1]
 
     def forward_features(self, images: Tensor, layer: str | None = None) -> tuple[Tensor, Tensor]:
         """Logits (B, C, H, W) and features (B, D, h, w) of a layer, by default the encoder's last map; see `forward`.
@@ -120,8 +147,20 @@ class Segmenter(nn.Module):
         Raises:
             UserError: as `forward`.
         """
+        channels: int = self._try((128, 128), layer or BACKBONE)[1].shape[1]
+        return channels
+
+    def try_size(self, size: Sequence[int]) -> None:
+        """Pass one image of `size` (H, W), which leaves no trace.
+
+        Raises:
+            UserError: the network fails on it.
+        """
+        self._try(size, None)
+
+    def _try(self, size: Sequence[int], features: str | None) -> Any:
         with eval_mode(self), torch.no_grad():
-            return self.forward_features(self.mean.expand(1, -1, 128, 128), layer)[1].shape[1]
+            return self(self.mean.expand(1, -1, *size), features)
 
     def resize(self, logits: Tensor, size: Sequence[int]) -> Tensor:
         """Logits (B, C, h, w) brought to `size` (H, W), bilinear, with the `align_corners` of this network."""
@@ -129,33 +168,68 @@ class Segmenter(nn.Module):
             return logits
         return F.interpolate(logits, list(size), mode="bilinear", align_corners=self.align_corners)
 
-    def apply_head(self, head_input: Tensor, size: Sequence[int]) -> Tensor:
-        """Logits (B, C, H, W) from the features `HEAD_INPUT` of images of `size` (H, W)."""
-        return self._at_size(self.head(head_input), size)
+    def apply_head(self, head_input: Tensor, size: Sequence[int], head: nn.Module | None = None) -> Tensor:
+        """Logits (B, C, H, W) from the features `HEAD_INPUT` of images of `size` (H, W); by another head than its own.
+
+        They are those of `forward` up to a number per pixel, which no softmax sees.
+
+        Raises:
+            UserError: the network has no head.
+        """
+        return self._at_size((head or self.head)(head_input), self._head_kind, size)
 
     @property
     def head(self) -> nn.Module:
-        """The last convolutions, which give the logits; one input (B, D, h, w)."""
+        """The last layers, which give the logits; one input (B, D, h, w).
+
+        Raises:
+            UserError: the network has none.
+        """
+        if self._head is None:
+            raise UserError(
+                f"{self.name}: no module gives the logits up to a change of size, and this method needs a head: name "
+                f"the last layers, of one input, with {OPTION}.head, or take another method"
+            )
         return self.network.get_submodule(self._head)
 
     def parts(self) -> dict[str, nn.Module]:
         """``backbone``, ``classifier`` and ``head``, to freeze, to train or to set to eval mode.
 
-        Every parameter is in exactly one of backbone and classifier; the head is within the classifier.
+        Every parameter is in exactly one of backbone and classifier; the head is within the classifier. Without a head
+        that part is empty; without a backbone too, everything is backbone.
         """
+        head = nn.ModuleList() if self._head is None else self.head
         if self._backbone is None:
-            return {"backbone": _all_but(self.network, self.head), "classifier": self.head, "head": self.head}
+            return {"backbone": _all_but(self.network, head), "classifier": head, "head": head}
         backbone = self.network.get_submodule(self._backbone)
-        return {"backbone": backbone, "classifier": _all_but(self.network, backbone), "head": self.head}
+        return {"backbone": backbone, "classifier": _all_but(self.network, backbone), "head": head}
 
-    def _at_size(self, output: Any, size: Sequence[int]) -> Tensor:
-        logits: Tensor = output["out"] if isinstance(output, Mapping) else output
-        if logits.shape[1] != self.num_classes:
+    def _outputs(self, inputs: Tensor) -> tuple[Tensor, Kind]:
+        """The map (B, outputs, h, w) that stands for the classes, of inputs as the network takes them."""
+        try:
+            output = self.network(inputs)
+        except (UserError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # what somebody else's network raises
+            raise UserError(f"{self.name} fails on images {tuple(inputs.shape)}: {last_line(error)}") from error
+        maps = named_maps(output)
+        form = find_form(list(maps), self.network.training, self._forms)
+        if form is None or form.name not in maps:
             raise UserError(
-                f"the network gives {logits.shape[1]} channels (output {tuple(logits.shape)}) for {self.num_classes} "
-                "classes: a factory must build its network with the `num_classes` that it is given"
+                f"{self.name} gives {', '.join(maps) or 'no map (B, C, h, w)'}: say which are the logits with "
+                f"{OPTION}.output"
             )
-        return self.resize(logits, padded_size(size, self.multiple))[..., : size[0], : size[1]]
+        return maps[form.name], form.kind
+
+    def _at_size(self, outputs: Tensor, kind: Kind, size: Sequence[int]) -> Tensor:
+        if outputs.shape[1] != self._num_outputs:
+            raise UserError(
+                f"the network gives {outputs.shape[1]} channels (output {tuple(outputs.shape)}) for "
+                f"{self._num_outputs} classes: a factory must build its network with the number that it is given"
+            )
+        if self._kept is not None:
+            outputs = outputs.index_select(1, self._kept)
+        return self.resize(to_logits(outputs, kind), padded_size(size, self.multiple))[..., : size[0], : size[1]]
 
     @contextmanager
     def _captured(self, layer: str, width: int) -> Iterator[list[Tensor]]:
@@ -164,7 +238,7 @@ class Segmenter(nn.Module):
         from_input = layer == HEAD_INPUT or (layer in (BACKBONE, BACKBONE_16) and self._backbone is None)
 
         def keep(_module: nn.Module, inputs: Any, output: Any) -> None:
-            found = feature_maps(inputs if from_input else output)
+            found = list(named_maps(inputs if from_input else output).values())
             if layer == BACKBONE_16:
                 found = [map_ for map_ in found if 16 * map_.shape[-1] >= width] or found
             maps.extend(found[-1:])
@@ -190,23 +264,6 @@ class Segmenter(nn.Module):
         return f"take {BACKBONE}, {BACKBONE_16} or a stage of its encoder: {describe_stages(self)}"
 
 
-def _refuse_untrainable(name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    """What a BatchNorm layer in train mode cannot do, by the layer's name; torch says it without."""
-    assert isinstance(layer, _BatchNorm)
-    if not layer.training and layer.running_mean is not None:
-        return
-    if layer.eps <= 0:
-        raise UserError(
-            f"BatchNorm layer {name!r} has eps {layer.eps}, so a channel without variance is divided by 0: build "
-            "the network with eps 1e-5, which changes no weight"
-        )
-    if inputs[0].numel() <= inputs[0].shape[1]:
-        raise UserError(
-            f"BatchNorm layer {name!r} gets one value per channel, which has no variance: it follows a global pooling, "
-            "and the batch has one image. Give a larger --data.init_args.batch_size, or a network without such a branch"
-        )
-
-
 def padded_size(size: Sequence[int], multiple: int) -> tuple[int, int]:
     """Height and width of an image of `size` (H, W) padded, below and on the right, to multiples."""
     height, width = (length + -length % multiple for length in size)
@@ -223,15 +280,6 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for submodule, training in flags:
             submodule.training = training
-
-
-def feature_maps(output: Any) -> list[Tensor]:
-    """The (B, D, h, w) tensors in what a module gives: a tensor, or a nest of sequences and mappings of them."""
-    if isinstance(output, Tensor):
-        return [output] if output.ndim == 4 else []
-    if isinstance(output, Mapping):
-        output = list(output.values())
-    return [found for item in output for found in feature_maps(item)] if isinstance(output, list | tuple) else []
 
 
 def _all_but(module: nn.Module, part: nn.Module) -> nn.ModuleList:

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from sfda.networks.segmenter import Segmenter, eval_mode, feature_maps, padded_size
+from sfda.networks.outputs import named_maps
+from sfda.networks.segmenter import Segmenter, eval_mode, padded_size
 
 SIDE = 128
 """Height and width of the image that is passed through."""
@@ -36,9 +37,9 @@ def encoder_stages(network: Segmenter) -> list[Stage]:
     side, _ = padded_size((SIDE, SIDE), network.multiple)
 
     def note(name: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
-        for found in feature_maps(output)[-1:]:
-            if found.shape[-2] == found.shape[-1]:  # else it is no map of a square image: tokens (B, h, w, D)
-                seen.append(Stage(name, found.shape[1], side // found.shape[-1]))
+        found = next(reversed(named_maps(output).values()), None)
+        if found is not None and found.shape[-2] == found.shape[-1]:  # else tokens (B, h, w, D), and no map
+            seen.append(Stage(name, found.shape[1], side // found.shape[-1]))
 
     with eval_mode(network), ExitStack() as hooks:
         modules = network.parts()["backbone"].named_modules()

@@ -184,7 +184,7 @@ def test_a_factory_may_give_a_segmenter(factories):
         ("nothing", "no Python function or torch.nn.Module class 'nothing'"),
         ("number", "no Python function or torch.nn.Module class 'number'"),
         ("no_module", "gave a str, not a torch.nn.Module"),
-        ("no_convolution", "no Conv2d"),
+        ("no_convolution", "gives 3 outputs for 6 classes"),
     ],
 )
 def test_factories_that_cannot_be_used(factories, attribute, message):
@@ -204,9 +204,8 @@ def test_a_factory_module_that_fails_to_import(factories):
 
 
 def test_a_factory_with_the_wrong_number_of_classes(factories):
-    network = build_network(f"{factories}.too_many", 6)
-    with pytest.raises(UserError, match=r"gives 7 channels.*for 6 classes"):
-        network(torch.rand(1, 3, 8, 8))
+    with pytest.raises(UserError, match=r"gives 7 outputs for 6 classes: 1 is no class\? .*drop_outputs"):
+        build_network(f"{factories}.too_many", 6)
 
 
 def test_factories_and_other_words_refuse_pretrained(factories):

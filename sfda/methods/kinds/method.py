@@ -14,6 +14,8 @@ from typing import Any, ClassVar, Literal
 import lightning as L
 import torch
 import torch.nn.functional as F
+from rich.console import Console
+from rich.text import Text
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -197,11 +199,27 @@ class Method(L.LightningModule, ABC):
         return display.show_pass(title, total) if isinstance(display, PassDisplay) else no_progress(title, total)
 
     def setup(self, stage: str) -> None:
-        """Weights from the source model, and the metrics of every validation set."""
+        """What is known of the network, weights from the source model, and the metrics of every validation set."""
+        self.introduce_network()
         if stage == "fit":
             self.prepare_fit()
         with_labels = {str(name): samples.with_labels for name, samples in self.datamodule.validation_sets.items()}
         self.scoring.open(self.datamodule.score_classes, with_labels, self.make_metrics)
+
+    def introduce_network(self) -> None:
+        """Say what a probe has found out, and pass images of the run's sizes before any is read.
+
+        Raises:
+            UserError: the network fails on them.
+        """
+        if not self.network.description:
+            return
+        if self.trainer.is_global_zero:
+            Console().print(Text(self.network.description), soft_wrap=True)
+        scales = MULTI_SCALES if self.views == "multi_scale" else (1.0,)
+        for size in filter(None, {self.datamodule.size, self.datamodule.crop}):
+            for scale in scales:
+                self.network.try_size(scaled_size(size, scale))
 
     def prepare_fit(self) -> None:
         """What a fit needs before the loaders are built: here, initial weights, unless a resumed run has its own."""
@@ -285,5 +303,11 @@ def scale_images(images: Tensor, scale: float) -> Tensor:
     """Images (B, 3, H, W) rescaled bilinearly (antialiased) by a factor."""
     if scale == 1:
         return images
-    size = [max(1, round(side * scale)) for side in images.shape[-2:]]
+    size = scaled_size(images.shape[-2:], scale)
     return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
+
+
+def scaled_size(size: Sequence[int], scale: float) -> tuple[int, int]:
+    """Height and width of an image of `size` (H, W) rescaled by a factor."""
+    height, width = (max(1, round(side * scale)) for side in size)
+    return height, width
