@@ -97,7 +97,7 @@ def test_adapt_ends_with_a_model_a_table_and_a_picture(weights, photographs, in_
     assert sfda(*words) == 0
     said = capsys.readouterr().out
     assert "photographs: 16 images; 16 of 64x32" in said
-    assert "agreement %" in said
+    assert "infomax" in said
     assert "adapted model:" in said
     folder = tmp_path / "out"
     assert [command[0] for command in in_this_process] == ["validate", "validate", "fit", "validate"]
