@@ -36,9 +36,9 @@ def encoder_stages(network: Segmenter) -> list[Stage]:
     side, _ = padded_size((SIDE, SIDE), network.multiple)
 
     def note(name: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
-        for found in feature_maps(output)[-1:]:
-            if found.shape[-2] == found.shape[-1]:  # else it is no map of a square image: tokens (B, h, w, D)
-                seen.append(Stage(name, found.shape[1], side // found.shape[-1]))
+        # What is not square is no map of a square image: tokens (B, h, w, D).
+        maps = [found for found in feature_maps(output)[-1:] if found.shape[-2] == found.shape[-1]]
+        seen.extend(Stage(name, found.shape[1], side // found.shape[-1]) for found in maps)
 
     with eval_mode(network), ExitStack() as hooks:
         for name, module in network.parts()["backbone"].named_modules():
