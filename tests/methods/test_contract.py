@@ -115,7 +115,8 @@ def test_fit_validate_resume_and_predict(model, town, source_of, sfda, tmp_path)
         assert_equal_weights(whole / "last.ckpt", part / "last.ckpt")
 
 
-WITHOUT_BATCH_NORM = [model for model in FITTED if model not in ("ada_bn", "value_net_training")]
+LAYER_NORM = "tiny_network.build_with_layer_norm"
+WITHOUT_BATCH_NORM = [model for model in FITTED if model != "ada_bn"]
 
 
 def on_network(network: str, model: str, town: Path, source: Path | None = None) -> list[str]:
@@ -124,21 +125,21 @@ def on_network(network: str, model: str, town: Path, source: Path | None = None)
     return [*arguments, "--model.init_args.scaling", "none"] if model == "cal_sfda" else arguments
 
 
-@pytest.fixture(scope="module", params=["layer_norm", "group_norm"])
-def other_source(request, town, tmp_path_factory):
-    """A network without BatchNorm, and a source model of it."""
-    network, folder = f"tiny_network.build_with_{request.param}", tmp_path_factory.mktemp(request.param) / "run"
+@pytest.fixture(scope="module")
+def layer_norm_source(town, tmp_path_factory):
+    """A source model without BatchNorm."""
+    folder = tmp_path_factory.mktemp("layer_norm") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["sfda"])
-        assert main(["fit", *on_network(network, "source_training", town), "--out", str(folder)]) == 0
-    return network, folder / "selected.ckpt"
+        assert main(["fit", *on_network(LAYER_NORM, "source_training", town), "--out", str(folder)]) == 0
+    return folder / "selected.ckpt"
 
 
 @pytest.mark.medium
 @pytest.mark.parametrize("model", WITHOUT_BATCH_NORM)
-def test_fit_validate_and_predict_on_a_network_without_batch_norm(model, town, other_source, sfda, tmp_path):
-    network, source = other_source
-    arguments = on_network(network, model, town, None if model == "source_training" else source)
+def test_fit_validate_and_predict_on_a_layer_norm_network(model, town, layer_norm_source, sfda, tmp_path, monkeypatch):
+    monkeypatch.setattr("sfda.callbacks.pictures.Pictures.on_validation_end", lambda *_: None)  # take most of the time
+    arguments = on_network(LAYER_NORM, model, town, None if model == "source_training" else layer_norm_source)
     assert sfda("fit", *arguments, "--out", tmp_path / "run") == 0
     method = method_class(model).load_from_checkpoint(tmp_path / "run/selected.ckpt", weights_only=True).eval()
     with torch.no_grad():
@@ -149,21 +150,29 @@ def test_fit_validate_and_predict_on_a_network_without_batch_norm(model, town, o
 
 
 @pytest.mark.medium
-def test_cal_sfda_with_its_value_net_on_a_network_without_batch_norm(town, other_source, sfda, tmp_path):
+def test_cal_sfda_with_its_value_net_on_a_layer_norm_network(town, layer_norm_source, sfda, tmp_path):
     """The value net has a BatchNorm layer of its own, whose statistics are re-estimated."""
-    network, source = other_source
-    arguments = on_network(network, "value_net_training", town, source)
+    arguments = on_network(LAYER_NORM, "value_net_training", town, layer_norm_source)
     assert sfda("fit", *arguments, "--out", tmp_path / "value_net") == 0
     both = tmp_path / "value_net/selected.ckpt"
-    arguments = [*on_network(network, "cal_sfda", town, both), "--model.init_args.scaling", "ece"]
+    arguments = [*on_network(LAYER_NORM, "cal_sfda", town, both), "--model.init_args.scaling", "ece"]
     assert sfda("fit", *arguments, "--out", tmp_path / "run") == 0
     before, after = (weights(path)["value_net.norm.running_mean"] for path in (both, tmp_path / "run/last.ckpt"))
     assert not torch.equal(before, after)
 
 
 @pytest.mark.medium
+@pytest.mark.parametrize("model", ["tent", "self_training"])
+def test_fit_on_a_group_norm_network(model, town, sfda, tmp_path):
+    network = "tiny_network.build_with_group_norm"
+    assert sfda("fit", *on_network(network, "source_training", town), "--out", tmp_path / "source") == 0
+    arguments = on_network(network, model, town, tmp_path / "source/selected.ckpt")
+    assert sfda("fit", *arguments, "--out", tmp_path / "run") == 0
+
+
+@pytest.mark.medium
 def test_ada_bn_is_refused_on_a_network_without_batch_norm_before_data_is_read(town, sfda, tmp_path, capsys):
-    arguments = on_network("tiny_network.build_with_layer_norm", "ada_bn", tmp_path / "nowhere")
+    arguments = on_network(LAYER_NORM, "ada_bn", tmp_path / "nowhere")
     assert sfda("fit", *arguments, "--out", tmp_path / "run") == 2
     said = " ".join(capsys.readouterr().err.split())
     assert "AdaBN changes the running statistics of BatchNorm layers, and tiny_network.build_with_layer_norm" in said

@@ -105,9 +105,8 @@ def test_features_of_any_layer_come_with_the_logits(multiple):
 
 def test_an_unknown_layer_is_refused_with_those_there_are():
     network = toy()
-    with pytest.raises(
-        UserError, match=r"layer 'stemm'.*take backbone, .*norm \(5 channels, 1/2\), deep \(6 channels, 1/4\)"
-    ):
+    stages = r"norm \(5 channels, 1/2\), deep \(6 channels, 1/4\)"
+    with pytest.raises(UserError, match=f"layer 'stemm'.*take backbone, .*{stages}"):
         network(torch.rand(1, 3, 8, 8), "stemm")
     network.network.encoder.idle = nn.Conv2d(3, 3, 1)
     network.network.encoder.forward = lambda images: network.network.encoder.deep(network.network.encoder.stem(images))
