@@ -20,6 +20,7 @@ def probed_segmenter(
     options: NetworkOptions,
     backbones: Iterable[str] = BACKBONES,
     multiples: Iterable[int] = MULTIPLES,
+    notes: Iterable[str] = (),
 ) -> Segmenter:
     """A segmenter of any module, after a `probe`; its `description` says what was found.
 
@@ -30,6 +31,7 @@ def probed_segmenter(
         options: What is known; it goes before what is found.
         backbones: See `probe`.
         multiples: See `probe`.
+        notes: What else a user should know.
 
     Raises:
         UserError: as `probe`, and for options that contradict themselves.
@@ -47,7 +49,7 @@ def probed_segmenter(
         multiple=found.multiple,
         forms=found.forms,
         name=name,
-        description=f"network {network}: {found.describe(dropped)}",
+        description="; ".join([f"network {network}: {found.describe(dropped)}", *notes]),
         **_preprocessing(options),
     )
 

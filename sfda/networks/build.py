@@ -20,6 +20,7 @@ _FORMS = """\
   deeplab_v2_resnet101, deeplab_v2_resnet50 or deeplab_v2_resnet18; with @16 after it: half the resolution and cost
   smp:<architecture>/<encoder> of segmentation-models-pytorch, e.g. smp:DeepLabV3Plus/mobilenet_v2
   torchvision:<name> of torchvision's segmentation networks, e.g. torchvision:deeplabv3_mobilenet_v3_large
+  hf:<folder> of Hugging Face, with the config.json of a segmentation network
   your_package.module.factory, any importable function or nn.Module class: factory(num_classes) -> nn.Module"""
 
 
@@ -36,6 +37,8 @@ def build_network(
     - ``smp:<architecture>/<encoder>``: any of segmentation-models-pytorch. backbone: the encoder; classifier: decoder
       and segmentation head; head: the segmentation head.
     - ``torchvision:<name>``: one of torchvision's segmentation networks, without auxiliary head.
+    - ``hf:<folder>``: the architecture of a local Hugging Face folder, with its preprocessing; see
+      `sfda.networks.hugging_face`. The weights come from a checkpoint.
     - ``your_package.module.factory``: called with the number of outputs (`num_classes`, and the dropped ones), gives a
       module from RGB in [0, 1] to logits or probabilities of any size, as a map or in a nest of sequences and mappings.
       A factory may also return a `Segmenter`, which is kept as it is.
@@ -71,6 +74,14 @@ def _build(network: str, num_classes: int, imagenet: bool, options: NetworkOptio
         return segmenter_as_said(network, module, num_classes, known, options)
     if match := re.fullmatch(r"torchvision:(\S+)", network):
         return probed_segmenter(network, _torchvision(network, match[1], num_outputs, imagenet), num_classes, options)
+    if match := re.fullmatch(r"hf:(.+)", network):
+        _refuse_imagenet(network, imagenet, "its weights come from a checkpoint")
+        from sfda.networks.hugging_face import hugging_face_network
+
+        found = hugging_face_network(match[1], num_classes, options)
+        return probed_segmenter(
+            network, found.module, num_classes, found.options, found.backbones, found.multiples, found.notes
+        )
     if re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", network):
         _refuse_imagenet(network, imagenet, "a factory loads its own weights")
         return _from_factory(network, num_classes, num_outputs, options)

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -42,14 +42,18 @@ class Subject(NamedTuple):
                 raise UserError(f"{self.name}: {OPTION}.output {given!r}: it gives {_shapes(maps) or 'no map'}")
             name = given
         elif not candidates:
-            raise UserError(f"{self.name} {_other_outputs(maps, self.num_outputs, len(self._dropped))}")
+            self._refuse(maps)
         else:
             name = _deepest(self.module, candidates)
         return Form(name, self.options.get("output_kind") or _kind(candidates[name]))
 
-    @property
-    def _dropped(self) -> Sequence[int]:
-        return self.options.get("drop_outputs", ())
+    def _refuse(self, maps: Maps) -> NoReturn:
+        dropped = self.options.get("drop_outputs", ())
+        if maps:
+            channels = max(maps.values(), key=lambda found: (found.shape[-2:].numel(), found.shape[1])).shape[1]
+            classes = self.num_outputs - len(dropped)
+            refuse_other_outputs(self.name, channels, classes, dropped, _shapes(maps) if len(maps) > 1 else "")
+        raise UserError(f"{self.name} gives no map (B, {self.num_outputs}, h, w)")
 
 
 class Trace(NamedTuple):
@@ -206,22 +210,25 @@ def _kind(maps: Tensor) -> Kind:
     return "probabilities" if ((values >= 0) & (values <= 1 + 1e-6)).all() else "logits"
 
 
-def _other_outputs(maps: Maps, wanted: int, dropped: int) -> str:
-    """What to do about a network with no map of the wanted number of channels."""
-    classes = wanted - dropped
-    for_classes = f"{classes} classes" + (f" and {dropped} dropped outputs" if dropped else "")
-    if not maps:
-        return f"gives no map (B, C, h, w) for {for_classes}"
-    channels = max(maps.values(), key=lambda found: (found.shape[-2:].numel(), found.shape[1])).shape[1]
-    begin = f"gives {channels} outputs for {for_classes}"
-    if len(maps) > 1:
-        begin += f" ({_shapes(maps)})"
+def refuse_other_outputs(name: str, channels: int, classes: int, dropped: Sequence[int], more: str = "") -> None:
+    """A `UserError` where a network of so many channels does not give these classes and the dropped outputs.
+
+    Args:
+        name: What the message calls the network.
+        channels: How many it has.
+        classes: C.
+        dropped: The outputs that stand for no class.
+        more: Added in brackets.
+    """
+    if channels == classes + len(dropped):
+        return
+    for_classes = f"{classes} classes" + (f" and {len(dropped)} dropped outputs" if dropped else "")
+    begin = f"{name} gives {channels} outputs for {for_classes}{more and f' ({more})'}"
     own = f"give the class set of its {channels} outputs as --data.init_args.classes"
-    if channels > classes:
-        more = channels - classes
-        are = "1 is" if more == 1 else f"{more} are"
-        return f"{begin}: {are} no class? say which with {OPTION}.drop_outputs '[…]', or {own}"
-    return f"{begin}: {own}"
+    if (left := channels - classes) <= 0:
+        raise UserError(f"{begin}: {own}")
+    are = "1 is" if left == 1 else f"{left} are"
+    raise UserError(f"{begin}: {are} no class? say which with {OPTION}.drop_outputs '[…]', or {own}")
 
 
 def _shapes(maps: Maps) -> str:
