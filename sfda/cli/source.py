@@ -133,13 +133,13 @@ def _load(path: Path, network: str, options: NetworkOptions | None, classes: Cla
 def _from_hugging_face(folder: Path, said: argparse.Namespace) -> Source:
     from sfda.networks.hugging_face import hugging_face_classes, hugging_face_weights
 
-    weights = WeightsFile(folder, "a folder of Hugging Face", hugging_face_weights(folder))
+    weights = WeightsFile(folder, "a folder of Hugging Face", hugging_face_weights(str(folder)))
     classes = (
         _classes(said.network_classes)
         if said.network_classes
-        else classes_named(hugging_face_classes(folder), str(folder))
+        else classes_named(hugging_face_classes(str(folder)), str(folder))
     )
-    return _import(weights, said.network or f"hf:{folder}", classes, said)
+    return _import(weights, said.network or f"hf:{folder.absolute()}", classes, said)
 
 
 def _from_file(weights: WeightsFile, said: argparse.Namespace) -> Source:
@@ -193,4 +193,4 @@ def _palette(count: int) -> tuple[tuple[int, int, int], ...]:
     hues = colormaps["hsv"]([0.98 * index / count for index in range(count)])[:, :3]
     return tuple(
         tuple(round(255 * value * (1 if index % 2 else 0.6)) for value in hue) for index, hue in enumerate(hues)
-    )  # type: ignore[misc]
+    )
