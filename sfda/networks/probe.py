@@ -66,7 +66,8 @@ class Findings:
             f"head {self.head}, {corners}" if self.head else "no module gives the logits up to a change of size",
             f"backbone {self.backbone}" if self.backbone else "no backbone named" if not self.head else "",
             f"sizes are padded to multiples of {self.multiple}" if self.multiple > 1 else "any size",
-            ", ".join(f"{count} {kind} layers" for kind, count in self.normalisation.items()) or "no normalisation",
+            ", ".join(f"{count} {kind} layers" for kind, count in self.normalisation.items())
+            or "no normalisation layers",
             *self.notes,
         ]
         return "; ".join(fact for fact in facts if fact)

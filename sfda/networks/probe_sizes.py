@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
-MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 14, 28)
-"""In the order in which they are tried; 14 is the patch of DINOv2."""
+MULTIPLES = (1, 2, 4, 14, 28, 8, 16, 32, 64)
+"""In the order in which they are tried; 14, the patch of DINOv2, before 8, of whose multiples it may look like 16."""
 STRIDES = (1, 2, 4, 8, 14, 16, 32, 64)
 
 Size = tuple[int, int]

@@ -171,7 +171,8 @@ class Segmenter(nn.Module):
     def apply_head(self, head_input: Tensor, size: Sequence[int], head: nn.Module | None = None) -> Tensor:
         """Logits (B, C, H, W) from the features `HEAD_INPUT` of images of `size` (H, W); by another head than its own.
 
-        They are those of `forward` up to a number per pixel, which no softmax sees.
+        They are those of `forward` up to a number per pixel, which no softmax sees; after a sigmoid at the images' size
+        up to the order of resize and logarithm too.
 
         Raises:
             UserError: the network has no head.
