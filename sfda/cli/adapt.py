@@ -27,6 +27,9 @@ from sfda.progress import status, table_console
 from sfda.runs.adaptation import MOST_PIXELS, Plan, data_config, make_plan, methods_asked_for, plan_of, stages_of
 from sfda.runs.engine import Stage, fit, has_fit, score
 
+CHECKED_IMAGES = 6
+CHECKED_PIXELS = 192 * 256
+"""Images that the preprocessing is checked on, and how large."""
 SHARE = 0.8
 """Part of the time that is planned; the rest is for what takes longer than it was measured."""
 
@@ -52,7 +55,8 @@ def adapt(said: argparse.Namespace) -> int:
     plan = _plan(said, source, photographs, len(labels), methods)
     out: Path = said.out
     if not (out / "source.yaml").is_file():
-        warn_of_preprocessing(source, spread(photographs.images, 8), plan.size, console)
+        small = photographs.size(CHECKED_PIXELS)
+        warn_of_preprocessing(source, spread(photographs.images, CHECKED_IMAGES), small, console)
         write_source(source, out / "source.ckpt")
     _link(photographs, labels, plan, out / "images")
     _write_data(plan, source, score_classes, out, with_labels=bool(labels))
@@ -195,3 +199,4 @@ def _commands(stage: Stage) -> list[str]:
 def _say(console: Console, *lines: str) -> None:
     for line in lines:
         console.print(Text(line), soft_wrap=True)
+    console.file.flush()  # where it goes into a file, too
