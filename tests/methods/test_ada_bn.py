@@ -53,7 +53,7 @@ def test_alpha_zero_is_the_source_model(town, source_model, sfda, tmp_path):
     assert all(torch.equal(state[key], source[key]) for key in source)
 
 
-def test_input_layers_only(town, source_model, sfda, tmp_path):
+def test_input_layers_only(town, source_model, sfda, tmp_path, capsys):
     source = torch.load(source_model, weights_only=True)["state_dict"]
     state, report = fit(
         sfda, town, source_model, tmp_path / "run", "--model.init_args.alpha", 1, "--model.init_args.layers", "input"
@@ -61,6 +61,8 @@ def test_input_layers_only(town, source_model, sfda, tmp_path):
     changed = {key for key in state if not torch.equal(state[key], source[key])}
     assert changed == {f"network.network.backbone.1.running_{kind}" for kind in ("mean", "var")}
     assert [layer["changed"] for layer in report["layers"]] == [True, False]
+    assert (report["reached_layers"], report["normalisation_layers"]) == (1, 2)
+    assert "AdaBN reaches 1 of 2 normalisation layers (backbone.1)" in capsys.readouterr().out
 
 
 def test_auto_takes_the_largest_rank_sum_and_the_smaller_alpha_of_equals(town, source_model, sfda, tmp_path):
