@@ -52,7 +52,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
     monkeypatch.setattr(engine, "run_sfda", run)
     monkeypatch.setattr(engine, "asked", ask)
-    monkeypatch.setattr("sfda.cli.main.preload", lambda: None)
+    monkeypatch.setattr("sfda.cli.adapt.preload", lambda: None)
     return ran
 
 

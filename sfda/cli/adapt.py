@@ -23,6 +23,7 @@ from sfda.errors import UserError
 from sfda.files import write_json, write_whole
 from sfda.networks.batch_norm import batch_norm_layers
 from sfda.networks.timing import pass_seconds
+from sfda.processes import preload
 from sfda.progress import status, table_console
 from sfda.runs.adaptation import MOST_PIXELS, Plan, data_config, make_plan, methods_asked_for, plan_of, stages_of
 from sfda.runs.engine import Stage, fit, has_fit, score
@@ -53,6 +54,7 @@ def adapt(said: argparse.Namespace) -> int:
     score_classes = _score_classes(said, source)
     methods = methods_asked_for(said.method, bool(batch_norm_layers(source.segmenter)))
     plan = _plan(said, source, photographs, len(labels), methods)
+    preload()  # not before the network is timed
     out: Path = said.out
     if not (out / "source.yaml").is_file():
         small = photographs.size(CHECKED_PIXELS)

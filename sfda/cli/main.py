@@ -14,7 +14,6 @@ from pathlib import Path
 from sfda import __version__
 from sfda.errors import UserError
 from sfda.files import WriteError, cannot_write
-from sfda.processes import preload
 
 HELP = """\
 usage: sfda COMMAND ...
@@ -194,7 +193,6 @@ def _adapt(arguments: list[str]) -> int:
     from sfda.cli.adapt_options import parser
 
     options = parser().parse_args(arguments)
-    preload()
     with _loading():
         from sfda.cli.adapt import adapt
 
