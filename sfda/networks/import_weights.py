@@ -9,7 +9,7 @@ from sfda.networks.matching import Match, match_names
 from sfda.networks.segmenter import Segmenter
 from sfda.networks.weights_file import Tensors, WeightsFile
 
-FEW = 0.1
+FEW = 0.5
 """Share of a network's weights below which a file is one of another network."""
 SHOWN = 5
 """Names that a message lists at most."""
