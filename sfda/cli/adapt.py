@@ -52,7 +52,10 @@ def adapt(said: argparse.Namespace) -> int:
     source = open_source(said.source, said)
     _say(console, *source.story)
     score_classes = _score_classes(said, source)
-    methods = methods_asked_for(said.method, bool(batch_norm_layers(source.segmenter)))
+    has_batch_norm = bool(batch_norm_layers(source.segmenter))
+    if "auto" in said.method and not has_batch_norm:
+        _say(console, "the network has no BatchNorm, so there are no statistics to adapt: auto averages views alone")
+    methods = methods_asked_for(said.method, has_batch_norm)
     plan = _plan(said, source, photographs, len(labels), methods)
     preload()  # not before the network is timed
     out: Path = said.out
