@@ -59,13 +59,13 @@ def adapt(said: argparse.Namespace) -> int:
     plan = _plan(said, source, photographs, len(labels), methods)
     preload()  # not before the network is timed
     out: Path = said.out
+    write_json(out / "adapt.json", {"asked": _asked(said), "plan": plan.as_dict()})
     if not (out / "source.yaml").is_file():
         small = photographs.size(CHECKED_PIXELS)
         warn_of_preprocessing(source, spread(photographs.images, CHECKED_IMAGES), small, console)
         write_source(source, out / "source.ckpt")
     _link(photographs, labels, plan, out / "images")
     _write_data(plan, source, score_classes, out, with_labels=bool(labels))
-    write_json(out / "adapt.json", {"asked": _asked(said), "plan": plan.as_dict()})
     print_plan(plan, console)
     stages = stages_of(plan, out, out / "source.yaml", out / "data.yaml")
     if not (out / "source.png").is_file():
