@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 import yaml
 from PIL import Image
 
+from sfda.cli import predict_windows
 from sfda.cli.predict import _jobs, label_ids_of
+from sfda.cli.predict_windows import label_image, window_shares, window_starts
 from sfda.data.label_spaces import CITYSCAPES19, SYNTHIA13, SYNTHIA16, load_class_set
 from sfda.errors import UserError
 from sfda.methods.source_training import SourceTraining
@@ -326,3 +330,87 @@ def test_versions_of_a_frame_keep_names_that_the_official_evaluation_finds(tmp_p
         (tmp_path / f"{name}.png").touch()
     written = [job.output("labelIds").name for job in _jobs(tmp_path, tmp_path / "out", label_ids=True)]
     assert written == [f"{name}_labelIds.png" for name in ("bonn_000000_000019", *names[1:])]
+
+
+# ---------------------------------------------------------------- videos
+
+
+def write_video(path: Path, frames: int = 5, height: int = 32, width: int = 64) -> None:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (width, height))
+    random = np.random.default_rng(0)
+    for _ in range(frames):
+        writer.write(cv2.resize(random.integers(0, 256, (4, 8, 3), dtype=np.uint8), (width, height)))
+    writer.release()
+
+
+def frames_of(path: Path) -> list[np.ndarray]:
+    video, frames = cv2.VideoCapture(str(path)), []
+    while (read := video.read())[0]:
+        frames.append(read[1][..., ::-1])
+    return frames
+
+
+def test_videos_and_images_mix_and_a_broken_video_is_named(predict, photos, source_model, tmp_path):
+    write_video(photos / "deep/drive.avi")
+    (photos / "broken.mp4").write_bytes(b"no video")
+    status, text = predict()
+    assert (status, text.splitlines()[-1].startswith("4 predicted, 0 there already, 1 unreadable;")) == (1, True)
+    assert f"✗ {photos}/broken.mp4: no frame of it can be decoded" in text
+    given, drawn = frames_of(photos / "deep/drive.avi"), frames_of(tmp_path / "out/deep/drive_overlay.mp4")
+    assert len(given) == len(drawn) == 5
+    assert cv2.VideoCapture(str(tmp_path / "out/deep/drive_overlay.mp4")).get(cv2.CAP_PROP_FPS) == 10
+    for number, frame in enumerate(given):
+        ids = read(tmp_path / f"out/deep/drive/{number:06d}_trainIds.png")
+        np.testing.assert_array_equal(ids, probabilities(source_model, frame).argmax(0))
+        colours = np.array(CITYSCAPES19.colours)[ids]
+        assert np.abs(drawn[number].astype(float) - (frame / 2 + colours / 2)).mean() < 20  # compressed
+    assert not list((tmp_path / "out").rglob(".*"))
+    assert "0 predicted, 4 there already, 1 unreadable" in predict()[1]
+
+
+def test_frames_that_are_there_are_not_predicted_again(predict, photos, tmp_path, monkeypatch):
+    write_video(photos / "drive.avi")
+    assert predict(images=photos / "drive.avi")[0] == 0
+    (tmp_path / "out/drive_overlay.mp4").unlink()
+    (tmp_path / "out/drive/000003_trainIds.png").unlink()
+    original, calls = SourceTraining.predict_probabilities, []
+    counted = lambda self, *arguments: calls.append(1) or original(self, *arguments)  # noqa: E731
+    monkeypatch.setattr(SourceTraining, "predict_probabilities", counted)
+    assert predict(images=photos / "drive.avi")[0] == 0
+    assert len(calls) == 1
+    assert len(frames_of(tmp_path / "out/drive_overlay.mp4")) == 5
+
+
+# ---------------------------------------------------------------- large images
+
+
+@pytest.mark.parametrize("length", [1, 1023, 1024, 1025, 1792, 1793, 2048, 4000, 6000])
+def test_windows_cover_a_line_overlap_and_their_shares_sum_to_1(length):
+    starts, shares = window_starts(length), window_shares(length)
+    assert (starts[0], starts[-1] + min(1024, length)) == (0, length)
+    assert all(after - before <= 1024 - 256 for before, after in itertools.pairwise(starts))
+    torch.testing.assert_close(shares.sum(0), torch.ones(length))
+    for start, share in zip(starts, shares, strict=True):
+        assert share.nonzero().flatten().tolist() == list(range(start, start + min(1024, length)))
+
+
+def test_an_image_in_windows_is_the_blend_of_their_probabilities(source_model, monkeypatch):
+    method = SourceTraining.load_from_checkpoint(source_model, weights_only=True).eval()
+    image = np.random.default_rng(0).integers(0, 256, (50, 90, 3), dtype=np.uint8)
+    with torch.inference_mode():
+        plain = label_image(method, image, None, "a")
+        monkeypatch.setattr(predict_windows, "LARGEST", 0)
+        for one, other in zip(label_image(method, image, None, "a"), plain, strict=True):
+            np.testing.assert_array_equal(one, other)  # one window covers it
+        for name, value in (("WINDOW", 32), ("OVERLAP", 8)):
+            monkeypatch.setattr(predict_windows, name, value)
+        confidence, ids = label_image(method, image, None, "a")
+    total, weights = np.zeros((19, 50, 90)), np.zeros((50, 90))
+    for top in (0, 18):
+        for left in (0, 19, 39, 58):
+            ramp = np.minimum(np.arange(1, 33), np.arange(32, 0, -1))
+            rows, columns = slice(top, top + 32), slice(left, left + 32)
+            weights[rows, columns] += np.outer(ramp, ramp)
+            total[:, rows, columns] += np.outer(ramp, ramp) * probabilities(source_model, image[rows, columns])
+    np.testing.assert_allclose(confidence, (total / weights).max(0), atol=1e-5)
+    assert (ids == total.argmax(0)).mean() > 0.999

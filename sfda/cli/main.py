@@ -36,7 +36,8 @@ Source-free domain adaptation of semantic segmentation.
                                        temperature_scaling, pseudo_cal or label_calibration
   sfda sweep FILE --trials N           try hyper-parameters, as a W&B sweep file says, and rank them
   sfda predict --run DIR --images PATH --out DIR
-                                       label maps, overlays and confidence of images of your own
+                                       label maps, overlays and confidence of images and videos of your own
+  sfda export --run DIR --format onnx  one file that predicts without sfda, preprocessing included; or --format pt2
   sfda data check --config FILE        open every file of a data config and list all faults
   sfda data streets --out DIR          write the embedded town `streets` to disk
 
@@ -65,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "sweep": _sweep,
         "calibrate": _calibrate,
         "predict": _predict,
+        "export": _export,
         "data": _data,
     }
     if not given or given[0] in ("-h", "--help", "help"):
@@ -213,11 +215,19 @@ def _weights(arguments: list[str]) -> int:
 def _predict(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="sfda predict",
-        description="Label images of your own. For each, OUT holds NAME_trainIds.png (train ids, at the image's size), "
-        "NAME_overlay.png and NAME_confidence.png (white = 1). The same command goes on where it was interrupted.",
+        description="Label images and videos of your own. For each image, OUT holds NAME_trainIds.png (train ids, at "
+        "the image's size), NAME_overlay.png and NAME_confidence.png (white = 1); for each video, NAME_overlay.mp4 "
+        "(its size and rate, no sound) and NAME/000123_trainIds.png of every frame, from 0. Where the run brings "
+        "images to no size, one of more than 4 megapixels is predicted in windows of 1024 x 1024 that overlap by 256 "
+        "or more, their probabilities blended. The same command goes on where it was interrupted.",
     )
     parser.add_argument("--run", required=True, type=Path, help="folder of a finished run")
-    parser.add_argument("--images", required=True, type=Path, help="an image, or a folder of images at any depth")
+    parser.add_argument(
+        "--images",
+        required=True,
+        type=Path,
+        help="an image, a video (.mp4 .avi .mov .mkv .webm), or a folder of them at any depth",
+    )
     parser.add_argument("--out", required=True, type=Path, help="folder of the predictions, of this checkpoint alone")
     parser.add_argument("--checkpoint", type=Path, help="default: selected.ckpt of the run")
     label_ids = "write only NAME_labelIds.png with the label ids of Cityscapes, as its official evaluation reads them"
@@ -228,6 +238,28 @@ def _predict(arguments: list[str]) -> int:
         from sfda.cli.predict import predict
 
     return predict(options.run, options.images, options.out, options.checkpoint, label_ids=options.label_ids)
+
+
+def _export(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="sfda export",
+        description="Write the selected checkpoint of a run as one file that predicts without sfda. In: RGB images in "
+        "[0, 1], float32 (B, 3, H, W), any number of any size. Out: probabilities (B, C, H, W) of the run's scored "
+        "classes; resizing, normalisation, padding, views and calibration are inside. Names and colours of the classes "
+        "and the run are in the file's metadata. The file is compared with PyTorch before it is kept.",
+    )
+    parser.add_argument("--run", required=True, type=Path, help="folder of a finished run")
+    kinds = "onnx (ONNX Runtime and others), or pt2 (torch.export.load, no other code)"
+    parser.add_argument("--format", required=True, choices=("onnx", "pt2"), help=kinds)
+    parser.add_argument("--out", type=Path, metavar="FILE", help="default: model.onnx or model.pt2 in the run folder")
+    compared = "an image or a folder to compare with (default: images of the run's target, or random ones)"
+    parser.add_argument("--images", type=Path, help=compared)
+    options = parser.parse_args(arguments)
+
+    with _loading():
+        from sfda.cli.export import export
+
+    return export(options.run, options.format, options.out, options.images)
 
 
 def _data(arguments: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""``sfda predict``: label images of any size with the selected checkpoint of a run."""
+"""``sfda predict``: label images of any size, and videos, with the selected checkpoint of a run."""
 
 import hashlib
 import json
@@ -14,18 +14,18 @@ import yaml
 from rich.console import Console
 from rich.text import Text
 
+from sfda.cli.predict_video import VIDEO_TYPES, count_frames, draw_video
+from sfda.cli.predict_windows import label_image
 from sfda.data.errors import UnreadableFile
-from sfda.data.images import read_image
+from sfda.data.images import read_image, read_label_values
 from sfda.data.label_spaces import CITYSCAPES19, CITYSCAPES_IDS, IGNORE, ClassSet, Lookup, index_map, load_class_set
 from sfda.data.layouts import domains_of
 from sfda.data.paths import IMAGE_TYPES, describe_left_out, files_below
-from sfda.data.transforms import resize_image
 from sfda.drawing import Array, colour
 from sfda.errors import UserError
 from sfda.files import write_json, write_whole
 from sfda.methods import Method
 from sfda.methods.kinds.rebuild import build_method
-from sfda.networks.finite import refuse_nan
 from sfda.progress import progress
 from sfda.runs.checkpoints import read_checkpoint
 from sfda.runs.run import Run
@@ -33,7 +33,7 @@ from sfda.runs.run import Run
 
 @dataclass(frozen=True)
 class Job:
-    """One image and where its predictions go: ``<stem>_<kind>.png``."""
+    """One image, or video, and where its predictions go: ``<stem>_<kind>.png``; of a video see `_predict_video`."""
 
     image: Path
     stem: Path
@@ -42,17 +42,27 @@ class Job:
         """Path of one kind of prediction."""
         return self.stem.with_name(f"{self.stem.name}_{kind}.png")
 
+    @property
+    def is_video(self) -> bool:
+        """Whether the file is taken for a video."""
+        return self.image.suffix.lower() in VIDEO_TYPES
+
+    def last(self, kind: str) -> Path:
+        """The file that is written last, and so says that all is done."""
+        return self.stem.with_name(f"{self.stem.name}_overlay.mp4") if self.is_video else self.output(kind)
+
 
 def predict(run: Path, images: Path, out: Path, checkpoint: Path | None = None, *, label_ids: bool = False) -> int:
-    """Label an image, or every image below a folder; images that `out` has already are left alone.
+    """Label an image, or every image and video below a folder; those that `out` has already are left alone.
 
     For each image, at its own size: ``_overlay.png``, ``_confidence.png`` (grey, 255 = 1) and, last,
     ``_trainIds.png``. Or, for the official evaluation of Cityscapes, which takes every PNG that is named after an
-    image for a prediction, nothing but ``_labelIds.png``. The run's ``config.yaml`` gives the class set and the size
+    image for a prediction, nothing but ``_labelIds.png``, and of no video. For each video, ``_overlay.mp4`` and a
+    folder of its frames' train ids, see `_predict_video`. The run's ``config.yaml`` gives the class set and the size
     that images are brought to; ``selected.ckpt`` is the default of `checkpoint`.
 
     Returns:
-        The exit status: 1 where an image cannot be read.
+        The exit status: 1 where an image or a video cannot be read.
 
     Raises:
         UserError: the run, its checkpoint or the images cannot be used, or `out` holds other predictions.
@@ -67,16 +77,20 @@ def predict(run: Path, images: Path, out: Path, checkpoint: Path | None = None, 
     _claim(out, path, classes, options.get("size"), kind, jobs)
     max_pixels = domains_of(options)["target"].max_pixels
     size = tuple(options["size"]) if options.get("size") else None
-    todo = [job for job in jobs if not job.output(kind).exists()]
+    todo = [job for job in jobs if not job.last(kind).exists()]
     console, faults = Console(), 0
-    with progress(console, "predicting", len(todo)) as advance:
-        for job in todo:
+    lengths = [count_frames(job.image) if job.is_video else 1 for job in todo]
+    with progress(console, "predicting", sum(lengths)) as advance:
+        for job, length in zip(todo, lengths, strict=True):
             try:
-                _predict_one(method, job, read_image(job.image, max_pixels), size, classes, values)
+                if job.is_video:
+                    _predict_video(method, job, size, classes)
+                else:
+                    _predict_one(method, job, read_image(job.image, max_pixels), size, classes, values)
             except UnreadableFile as fault:
                 console.print(Text(f"✗ {fault}", style="red"), soft_wrap=True)
                 faults += 1
-            advance(1)
+            advance(length)
     counts = f"{len(todo) - faults} predicted, {len(jobs) - len(todo)} there already, {faults} unreadable"
     console.print(f"{counts}; *_{kind}.png are in {out}", highlight=False, soft_wrap=True)
     return 1 if faults else 0
@@ -109,10 +123,13 @@ def _jobs(images: Path, out: Path, label_ids: bool) -> list[Job]:
     folder = images if images.is_dir() else images.parent
     # Without `out`: predictions of an earlier call are no images to predict.
     files = sorted(files_below(images, without=out)) if images.is_dir() else [images]
-    found = [path for path in files if path.suffix.lower() in IMAGE_TYPES]
-    left_out = describe_left_out([path for path in files if path.suffix.lower() not in IMAGE_TYPES])
+    types = IMAGE_TYPES if label_ids else (*IMAGE_TYPES, *VIDEO_TYPES)
+    found = [path for path in files if path.suffix.lower() in types]
+    left_out = describe_left_out([path for path in files if path.suffix.lower() not in types])
     if not found:
-        raise UserError(f"--images {images}: no image ({', '.join(IMAGE_TYPES)}) there{left_out and f'; {left_out}'}")
+        raise UserError(
+            f"--images {images}: no image or video ({', '.join(types)}) there{left_out and f'; {left_out}'}"
+        )
     if left_out:
         Console().print(Text(left_out, style="yellow"), soft_wrap=True)
     jobs: dict[Path, Job] = {}
@@ -147,7 +164,7 @@ def _claim(
                 held = f"predictions of {stored.get('checkpoint')} with another {key}"
                 raise UserError(f"--out {out} holds {held}: choose another --out, or move it away")
         return
-    if taken := [job.output(kind) for job in jobs if job.output(kind).exists()]:
+    if taken := [job.last(kind) for job in jobs if job.last(kind).exists()]:
         raise UserError(f"--out {out}: {taken[0]} is there, and no predict.json says of what: choose another --out")
     named = {"names": list(classes.names), "colours": [list(colour) for colour in classes.colours]}
     write_whole(out / "classes.yaml", yaml.safe_dump(named, sort_keys=False, default_flow_style=None).encode())
@@ -158,19 +175,36 @@ def _claim(
 def _predict_one(
     method: Method, job: Job, image: Array, size: tuple[int, int] | None, classes: ClassSet, label_ids: Lookup | None
 ) -> None:
-    resized = np.ascontiguousarray(resize_image(image, size).transpose(2, 0, 1))
-    pixels = torch.from_numpy(resized)[None].to(method.device).float() / 255
-    probabilities = method.predict_probabilities(pixels, (image.shape[0], image.shape[1]))
-    refuse_nan(probabilities, [str(job.image)], "check the checkpoint of the run")
-    confidence, prediction = (part.cpu().numpy() for part in probabilities[0].max(dim=0))
-    train_ids = prediction.astype(np.uint8)
+    confidence, train_ids = label_image(method, image, size, str(job.image))
     if label_ids is not None:
         _write_png(job.output("labelIds"), label_ids[train_ids])
         return
-    overlay = cv2.addWeighted(image, 0.5, colour(train_ids, classes), 0.5, 0)
-    _write_png(job.output("overlay"), cv2.cvtColor(np.asarray(overlay), cv2.COLOR_RGB2BGR))
+    _write_png(job.output("overlay"), cv2.cvtColor(_overlay(image, train_ids, classes), cv2.COLOR_RGB2BGR))
     _write_png(job.output("confidence"), np.rint(255 * confidence.clip(0, 1)).astype(np.uint8))
     _write_png(job.output("trainIds"), train_ids)  # last: it says that the image is done
+
+
+@torch.inference_mode()
+def _predict_video(method: Method, job: Job, size: tuple[int, int] | None, classes: ClassSet) -> None:
+    """``<stem>/000123_trainIds.png`` of every frame, from 0, and, last, ``<stem>_overlay.mp4``.
+
+    Frames that are there already, of a call that was interrupted, are not predicted again.
+    """
+
+    def draw(number: int, frame: Array) -> Array:
+        path = job.stem / f"{number:06d}_trainIds.png"
+        if path.exists():
+            train_ids = np.asarray(read_label_values(path), dtype=np.uint8)
+        else:
+            _, train_ids = label_image(method, frame, size, f"{job.image}, frame {number}")
+            _write_png(path, train_ids)
+        return _overlay(frame, train_ids, classes)
+
+    draw_video(job.image, job.last("trainIds"), draw)
+
+
+def _overlay(image: Array, train_ids: Array, classes: ClassSet) -> Array:
+    return np.asarray(cv2.addWeighted(image, 0.5, colour(train_ids, classes), 0.5, 0), dtype=np.uint8)
 
 
 def _write_png(path: Path, pixels: Any) -> None:

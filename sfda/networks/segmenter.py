@@ -120,7 +120,7 @@ class Segmenter(nn.Module):
         inputs = (images - self.mean) / self.std
         if self.channel_order == "bgr":
             inputs = inputs.flip(1)
-        if (height, width) != size:
+        if self.multiple > 1 and _may_differ((height, width), size):
             inputs = F.pad(inputs, (0, width - size[1], 0, height - size[0]), mode="replicate")
         if features is None:
             return self._at_size(*self._outputs(inputs), size)
@@ -164,7 +164,7 @@ class Segmenter(nn.Module):
 
     def resize(self, logits: Tensor, size: Sequence[int]) -> Tensor:
         """Logits (B, C, h, w) brought to `size` (H, W), bilinear, with the `align_corners` of this network."""
-        if logits.shape[-2:] == torch.Size(size):
+        if not _may_differ(logits.shape[-2:], size):
             return logits
         return F.interpolate(logits, list(size), mode="bilinear", align_corners=self.align_corners)
 
@@ -230,7 +230,7 @@ class Segmenter(nn.Module):
             )
         if self._kept is not None:
             outputs = outputs.index_select(1, self._kept)
-        return self.resize(to_logits(outputs, kind), padded_size(size, self.multiple))[..., : size[0], : size[1]]
+        return _crop(self.resize(to_logits(outputs, kind), padded_size(size, self.multiple)), size)
 
     @contextmanager
     def _captured(self, layer: str, width: int) -> Iterator[list[Tensor]]:
@@ -267,8 +267,26 @@ class Segmenter(nn.Module):
 
 def padded_size(size: Sequence[int], multiple: int) -> tuple[int, int]:
     """Height and width of an image of `size` (H, W) padded, below and on the right, to multiples."""
-    height, width = (length + -length % multiple for length in size)
+    # Of no negative number and ending in a product: ONNX rounds towards 0, and `torch.export` sees the multiple.
+    height, width = ((length + multiple - 1) // multiple * multiple for length in size)
     return height, width
+
+
+def _crop(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """The upper left part of `size`; copied where `torch.export` would look whether it is the whole."""
+    if torch.compiler.is_compiling():
+        for axis in (-2, -1):
+            logits = logits.index_select(axis, torch.arange(size[axis], device=logits.device))
+        return logits
+    return logits[..., : size[0], : size[1]]
+
+
+def _may_differ(size: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether two sizes differ; true while a program for images of all sizes is traced, which cannot branch on them.
+
+    What is done where they do, padding and bilinear resizing, changes no bit where they do not.
+    """
+    return torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export() or tuple(size) != tuple(other)
 
 
 @contextmanager

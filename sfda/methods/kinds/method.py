@@ -30,6 +30,7 @@ from sfda.metrics.segmentation import SegmentationMetrics
 from sfda.networks.build import build_network
 from sfda.networks.finite import refuse_nan
 from sfda.networks.options import NetworkOptions
+from sfda.networks.resampling import antialiased, length
 from sfda.progress import Advance, PassDisplay, no_progress
 from sfda.pseudo_labels.store import PseudoLabelStore
 from sfda.runs.checkpoints import load_source_network
@@ -303,6 +304,8 @@ def scale_images(images: Tensor, scale: float) -> Tensor:
     """Images (B, 3, H, W) rescaled bilinearly (antialiased) by a factor."""
     if scale == 1:
         return images
+    if torch.onnx.is_in_onnx_export():  # to ONNX: sides are tensors, and no operator is antialiased
+        return antialiased(images, [(length(images, axis) * scale).round().clamp(min=1).long() for axis in (-2, -1)])
     size = scaled_size(images.shape[-2:], scale)
     return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
 
