@@ -36,7 +36,7 @@ def require_packages(kind: Format) -> None:
         for package in ("onnx", "onnxruntime") if kind == "onnx" else ():
             importlib.import_module(package)
     except ImportError as error:
-        raise UserError(f"--format onnx needs the package {error.name}: pip install 'sfda[export]'") from error
+        raise UserError(f"--format onnx needs the package {error.name}: `pip install onnx onnxruntime`") from error
 
 
 def write_onnx(module: nn.Module, path: Path, about: Mapping[str, Any]) -> None:

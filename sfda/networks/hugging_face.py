@@ -135,7 +135,7 @@ def _config(folder: str) -> Any:
         from transformers import AutoConfig
         from transformers.models.auto import modeling_auto
     except ImportError as error:
-        raise UserError(f"network 'hf:{folder}' needs transformers: `pip install 'sfda[hf]'`") from error
+        raise UserError(f"network 'hf:{folder}' needs the package transformers: `pip install transformers`") from error
     if not Path(folder, "config.json").is_file():
         what = (
             "there is no config.json in it" if Path(folder).is_dir() else "there is no such folder; none is downloaded"

@@ -263,5 +263,5 @@ def test_a_backbone_from_the_hub_is_never_fetched(tmp_path, save, offline):
 
 def test_without_transformers_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(UserError, match=r"needs transformers: `pip install 'sfda\[hf\]'`"):
+    with pytest.raises(UserError, match=r"needs the package transformers: `pip install transformers`"):
         hugging_face_classes("anywhere")
