@@ -28,7 +28,7 @@ from sfda.metrics.segmentation import SegmentationMetrics
 from sfda.networks.build import build_network
 from sfda.networks.finite import refuse_nan
 from sfda.networks.options import NetworkOptions
-from sfda.networks.resampling import antialiased, length
+from sfda.networks.resampling import antialiased
 from sfda.progress import Advance, PassDisplay, no_progress
 from sfda.pseudo_labels.store import PseudoLabelStore
 from sfda.runs.checkpoints import load_source_network
@@ -284,7 +284,13 @@ def scale_images(images: Tensor, scale: float) -> Tensor:
     """Images (B, 3, H, W) rescaled bilinearly (antialiased) by a factor."""
     if scale == 1:
         return images
-    if torch.onnx.is_in_onnx_export():  # to ONNX: sides are tensors, and no operator is antialiased
-        return antialiased(images, [(length(images, axis) * scale).round().clamp(min=1).long() for axis in (-2, -1)])
-    size = [max(1, round(side * scale)) for side in images.shape[-2:]]
-    return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
+    height, width = (_scaled(side, scale) for side in images.shape[-2:])
+    if torch.onnx.is_in_onnx_export():  # none of whose operators is antialiased as torch's is
+        return antialiased(images, (height, width))
+    return F.interpolate(images, size=[height, width], mode="bilinear", align_corners=False, antialias=True)
+
+
+def _scaled(side: int, scale: float) -> int:
+    """A side times a multiple of 1/4, halves to even, in the integers that a traced program may hold."""
+    quarters = side * round(4 * scale)
+    return (quarters + 1 + quarters // 4 % 2) // 4
