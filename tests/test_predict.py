@@ -238,7 +238,7 @@ def test_what_is_refused(predict, photos, source_model, tmp_path):
             {**checkpoint, "hyper_parameters": {**checkpoint["hyper_parameters"], "_class_path": path}}, tmp_path / name
         )
     for arguments, places, message in (
-        ((), {"images": tmp_path / "empty"}, "no image (.png, .jpg, .jpeg, .tif, .tiff, .bmp, .webp) there"),
+        ((), {"images": tmp_path / "empty"}, "no image or video (.png, .jpg, .jpeg, .tif, .tiff, .bmp, .webp, .mp4"),
         ((), {"images": source_model}, "no image"),
         ((), {"images": tmp_path / "gone"}, "no such file or folder"),
         ((), {"out": photos}, "another one than that of the images"),

@@ -1,11 +1,11 @@
 """All that a run predicts with, as one module of images alone."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfda.data.label_spaces import Lookup
 from sfda.methods import Method
-from sfda.metrics.functional import group_probabilities
 from sfda.networks.resampling import averaged
 
 
@@ -24,9 +24,9 @@ class ExportedMethod(nn.Module):
         super().__init__()
         self.method = method
         self.size = size
-        self.num_scored = num_scored
+        # As a convolution: the exporter to ONNX gets sums by index wrong, and says nothing.
         self.groups: Tensor | None
-        self.register_buffer("groups", None if groups is None else torch.from_numpy(groups).long())
+        self.register_buffer("groups", None if groups is None else _as_convolution(groups, num_scored))
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) float32 RGB in [0, 1] → probabilities (B, C_scored, H, W)."""
@@ -37,4 +37,10 @@ class ExportedMethod(nn.Module):
         """Probabilities of the method's classes over the scored ones: (B, C, H, W) → (B, C_scored, H, W)."""
         if self.groups is None:
             return probabilities
-        return group_probabilities(probabilities, self.groups, self.num_scored)
+        return F.conv2d(probabilities, self.groups)
+
+
+def _as_convolution(groups: Lookup, num_scored: int) -> Tensor:
+    """(C_scored, C, 1, 1): 1 where a class belongs to a group."""
+    belongs = torch.arange(num_scored)[:, None] == torch.from_numpy(groups).long()
+    return belongs.float()[..., None, None]

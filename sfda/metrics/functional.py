@@ -37,6 +37,9 @@ def top_label(probabilities: Tensor) -> tuple[Tensor, Tensor]:
 
     The first class wins a tie. The same as ``probabilities.max(dim=1)``, five times as fast on a CPU.
     """
+    if torch.onnx.is_in_onnx_export():  # which has no view of bits as numbers
+        confidence, predicted = probabilities.max(dim=1)
+        return confidence, predicted.to(torch.uint8)
     num_classes = probabilities.shape[1]
     confidence = probabilities.amax(1)
     # The first class has the highest rank: the largest rank among the maxima is the first maximum.

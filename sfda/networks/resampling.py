@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 
-def antialiased(images: Tensor, size: Sequence[Tensor]) -> Tensor:
+def antialiased(images: Tensor, size: Sequence[int]) -> Tensor:
     """What `torch.nn.functional.interpolate` does with ``bilinear`` and ``antialias``: (B, 3, H, W) → (B, 3, *size)."""
-    down, across = (_triangles(length(images, axis), wanted) for axis, wanted in ((-2, size[0]), (-1, size[1])))
+    down, across = (_triangles(_length(images, axis), wanted) for axis, wanted in ((-2, size[0]), (-1, size[1])))
     return down.to(images.dtype) @ images @ across.to(images.dtype).T
 
 
@@ -18,7 +18,7 @@ def averaged(images: Tensor, size: Sequence[int]) -> Tensor:
 
     OpenCV, other than this, leaves out shares of less than a thousandth of a pixel.
     """
-    height, width = length(images, -2), length(images, -1)
+    height, width = _length(images, -2), _length(images, -1)
     shrinks, both_shrink = height > size[0], (height > size[0]) & (width >= size[1])
     down, across = (
         _shares(side, wanted, shrinks, both_shrink) for side, wanted in ((height, size[0]), (width, size[1]))
@@ -26,12 +26,12 @@ def averaged(images: Tensor, size: Sequence[int]) -> Tensor:
     return down.to(images.dtype) @ images @ across.to(images.dtype).T
 
 
-def length(images: Tensor, axis: int) -> Tensor:
+def _length(images: Tensor, axis: int) -> Tensor:
     """A side of images as a number that a traced program follows, float64 ()."""
     return torch.full((), images.shape[axis], dtype=torch.float64)
 
 
-def _triangles(pixels: Tensor, wanted: Tensor) -> Tensor:
+def _triangles(pixels: Tensor, wanted: int) -> Tensor:
     """Triangles around the centres of the `wanted` pixels, as wide as these are: (wanted, pixels), rows of sum 1."""
     scale = pixels / wanted
     centre = (_numbers(wanted) + 0.5) * scale

@@ -30,7 +30,7 @@ from sfda.metrics.segmentation import SegmentationMetrics
 from sfda.networks.build import build_network
 from sfda.networks.finite import refuse_nan
 from sfda.networks.options import NetworkOptions
-from sfda.networks.resampling import antialiased, length
+from sfda.networks.resampling import antialiased
 from sfda.progress import Advance, PassDisplay, no_progress
 from sfda.pseudo_labels.store import PseudoLabelStore
 from sfda.runs.checkpoints import load_source_network
@@ -304,13 +304,25 @@ def scale_images(images: Tensor, scale: float) -> Tensor:
     """Images (B, 3, H, W) rescaled bilinearly (antialiased) by a factor."""
     if scale == 1:
         return images
-    if torch.onnx.is_in_onnx_export():  # to ONNX: sides are tensors, and no operator is antialiased
-        return antialiased(images, [(length(images, axis) * scale).round().clamp(min=1).long() for axis in (-2, -1)])
+    if torch.onnx.is_in_onnx_export():  # none of whose operators is antialiased as torch's is
+        height, width = (_scaled_by_quarters(side, scale) for side in images.shape[-2:])
+        return antialiased(images, (height, width))
     size = scaled_size(images.shape[-2:], scale)
     return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
 
 
 def scaled_size(size: Sequence[int], scale: float) -> tuple[int, int]:
     """Height and width of an image of `size` (H, W) rescaled by a factor."""
-    height, width = (max(1, round(side * scale)) for side in size)
+    if torch.compiler.is_compiling():  # of a program for all sizes, which cannot hold Python's rounding
+        height, width = (_scaled_by_quarters(side, scale) for side in size)
+    else:
+        height, width = (max(1, round(side * scale)) for side in size)
     return height, width
+
+
+def _scaled_by_quarters(side: int, scale: float) -> int:
+    """A side times a multiple of 1/4, halves to even, in the integers that a traced program may hold."""
+    if not (4 * scale).is_integer():
+        raise UserError(f"views at scale {scale} cannot be exported: only multiples of 1/4")
+    quarters = side * int(4 * scale)
+    return (quarters + 1 + quarters // 4 % 2) // 4
