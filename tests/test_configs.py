@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from sfda.data.label_spaces import CITYSCAPES19
 from sfda.networks.build import build_network
 from sfda.runs.arguments import expand
 from sfda.runs.comparison import plan, read_comparison
@@ -48,12 +49,17 @@ def _alone(monkeypatch):
     monkeypatch.setattr("sys.argv", ["sfda"])
 
 
+ONE = f"{{anything: {list(CITYSCAPES19.names)}}}"
+MINE = f"names: [anything, nothing]\ncolours: [[0, 0, 0], [1, 1, 1]]\ngroups_of_cityscapes19: {ONE}\n"
 build_once = functools.cache(build_network)
 
 
 @pytest.mark.medium
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_the_values_of_every_experiment_arrive_and_it_can_be_instantiated(experiment, monkeypatch):
+def test_the_values_of_every_experiment_arrive_and_it_can_be_instantiated(experiment, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/mine.yaml").write_text(MINE)  # what `own` expects of a user
     cli = parse(expand("fit", [experiment]))
     config = cli.config["fit"]
     written = resolve(experiment).config
@@ -106,7 +112,7 @@ def test_experiments_name_each_other_and_no_checkpoint():
     assert not [path for path in files if "ckpt" in path.read_text()]
     for name in EXPERIMENTS:
         source = resolve(name).source
-        assert (source is None) == ("/source_training" in name)
+        assert (source is None) == ("/source_training" in name or name.startswith("own/"))
         assert source is None or f"{name.split('/')[0]}/{source}" in EXPERIMENTS
 
 

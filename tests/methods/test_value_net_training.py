@@ -238,8 +238,9 @@ def test_the_report_says_every_estimate_and_truth(views, absent, town, trained, 
     folder = tmp_path / "scored"
     assert sfda("validate", *arguments, "--ckpt_path", trained, "--out", folder) == 0
     monkeypatch.undo()
-    # two domains, two batches each, all views of each, and one pass that counts channels: none is made twice
-    assert len(passes) == 4 * (1 if views == "single" else 6) + 1
+    # two domains, two batches each, all views of each: none is made twice; before, one pass that counts channels, and
+    # one at each size that will be used
+    assert len(passes) == (4 * 1 + 1 + 1 if views == "single" else 4 * 6 + 1 + 3)
 
     method = ValueNetTraining.load_from_checkpoint(trained, weights_only=True, views=views).eval()
     report = json.loads((folder / "value_net.json").read_text())
