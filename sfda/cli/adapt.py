@@ -177,10 +177,8 @@ def _finish(console: Console, stages: Sequence[Stage], chosen: Stage, changed: f
     report = run.folder / "ada_bn.json"
     if report.is_file():
         alpha = json.loads(report.read_text(encoding="utf-8"))["alpha"]
-        kept = (
-            "the source model's BatchNorm statistics are kept" if alpha == 0 else "of the target's statistics mixed in"
-        )
-        words.append(f"α = {alpha:g}: {kept}")
+        mixed = f"{100 * alpha:g} % of the target's BatchNorm statistics are mixed in"
+        words.append(mixed if alpha else "the source model's BatchNorm statistics are kept (α = 0)")
     _say(console, "; ".join(words), f"Open {out / 'before_after.png'}: before and after")
     commands = [line for stage in stages for line in _commands(stage)]
     further = [
