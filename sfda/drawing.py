@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Array = npt.NDArray[np.uint8]
+INCHES_PER_NAME = 1.6
+"""Width of a class and its colour in a legend."""
 
 
 def colour(labels: npt.NDArray[np.integer[Any]], classes: ClassSet) -> Array:
@@ -28,4 +30,5 @@ def class_legend(figure: Figure, classes: ClassSet) -> None:
 
     colours = np.divide(classes.colours, 255)
     handles = [Patch(color=colour, label=name) for name, colour in zip(classes.names, colours, strict=True)]
-    figure.legend(handles=handles, loc="outside lower center", ncols=10, frameon=False)
+    columns = max(1, int(figure.get_figwidth() / INCHES_PER_NAME))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
