@@ -56,13 +56,15 @@ def adapt(said: argparse.Namespace) -> int:
     if "auto" in said.method and not has_batch_norm:
         _say(console, "the network has no BatchNorm, so there are no statistics to adapt: auto averages views alone")
     methods = methods_asked_for(said.method, has_batch_norm)
-    plan = _plan(said, source, photographs, len(labels), methods)
+    with status(console, "timing the network"):
+        plan = _plan(said, source, photographs, len(labels), methods)
     preload()  # not before the network is timed
     out: Path = said.out
     write_json(out / "adapt.json", {"asked": _asked(said), "plan": plan.as_dict()})
     if not (out / "source.yaml").is_file():
         small = photographs.size(CHECKED_PIXELS)
-        warn_of_preprocessing(source, spread(photographs.images, CHECKED_IMAGES), small, console)
+        with status(console, "checking the preprocessing"):
+            warn_of_preprocessing(source, spread(photographs.images, CHECKED_IMAGES), small, console)
         write_source(source, out / "source.ckpt")
     _link(photographs, labels, plan, out / "images")
     _write_data(plan, source, score_classes, out, with_labels=bool(labels))
