@@ -66,7 +66,7 @@ def adapt(said: argparse.Namespace) -> int:
         with status(console, "checking the preprocessing"):
             warn_of_preprocessing(source, spread(photographs.images, CHECKED_IMAGES), small, console)
         write_source(source, out / "source.ckpt")
-    _link(photographs, labels, plan, out / "images")
+    apart = _link(photographs, labels, plan, out / "images")
     _write_data(plan, source, score_classes, out, with_labels=bool(labels))
     print_plan(plan, console)
     stages = stages_of(plan, out, out / "source.yaml", out / "data.yaml")
@@ -76,7 +76,7 @@ def adapt(said: argparse.Namespace) -> int:
     for number, stage in enumerate(stages, start=1):
         _run(console, stage, f"{number}/{len(stages)} {stage.name}")
     chosen = _choose(stages)
-    print_table([stage.run for stage in stages], console, with_labels=bool(labels))
+    print_table([stage.run for stage in stages], console, with_labels=bool(labels), apart=apart)
     picture = out / "before_after.png"
     changed = draw_before_after(stages[0].run, chosen.run, spread(photographs.images, 6), plan.size, picture)
     _finish(console, stages, chosen, changed, time.monotonic() - begun)
@@ -136,16 +136,22 @@ def _plan(
     return make_plan(methods, size, len(photographs.images), labelled, seconds, SHARE * 60 * said.minutes)
 
 
-def _link(photographs: Photographs, labels: dict[Path, Path], plan: Plan, folder: Path) -> None:
-    """Images to adapt to and images to score, as links: what has labels is kept apart where enough is left."""
+def _link(photographs: Photographs, labels: dict[Path, Path], plan: Plan, folder: Path) -> bool:
+    """Images to adapt to and images to score, as links: what has labels is kept apart where enough is left.
+
+    Returns:
+        Whether it is.
+    """
     names = flat_names(photographs.images, photographs.folder)
     scored = spread(list(labels) or list(photographs.images), plan.scored)
     unlabelled = [image for image in photographs.images if image not in labels]
-    adapted = unlabelled if len(unlabelled) >= plan.gathered else photographs.images
+    apart = bool(labels) and len(unlabelled) >= plan.gathered
+    adapted = unlabelled if apart else photographs.images
     link_images(((names[image], image) for image in adapted), folder / "train")
     link_images(((names[image], image) for image in scored), folder / "val")
     if labels:
         link_images(((names[image], labels[image]) for image in scored), folder / "labels")
+    return apart
 
 
 def _write_data(plan: Plan, source: Source, score_classes: str | None, out: Path, *, with_labels: bool) -> None:

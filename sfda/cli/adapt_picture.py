@@ -1,6 +1,7 @@
 """Pictures of ``sfda adapt``: what the source model sees, and what adapting it has changed."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from sfda.data.label_spaces import CITYSCAPES19, ClassSet, load_class_set
 from sfda.data.transforms import resize_image
 from sfda.drawing import Array, class_legend, colour
 from sfda.files import write_figure
+from sfda.methods import Method
 from sfda.networks.segmenter import eval_mode
 from sfda.runs.run import Run
 
@@ -44,20 +46,22 @@ def draw_before_after(before: Run, after: Run, images: Sequence[Path], size: Siz
         The share of pixels, in [0, 1], whose class differs.
     """
     classes = load_class_set(before.data().get("classes") or CITYSCAPES19.name)
-    methods = [
-        load_method(run.selected, {**run.model(), "num_classes": len(classes)}).predict_probabilities
-        for run in (before, after)
-    ]
+    methods = [load_method(run.selected, {**run.model(), "num_classes": len(classes)}) for run in (before, after)]
+    predict = [partial(_predict_on_its_device, method) for method in methods]
     rows, shares = [], []
     for image in images:
-        pixels, first, sure = _predicted(methods[0], image, size)
-        _, second, surer = _predicted(methods[1], image, size)
+        pixels, first, sure = _predicted(predict[0], image, size)
+        _, second, surer = _predicted(predict[1], image, size)
         shares.append(float((first != second).mean()))
         pictures = [colour(found, classes) for found in (first, second)]
         rows.append([pixels, *pictures, _grey(first != second), _grey(sure), _grey(surer)])
     titles = ["image", "source model", "adapted", f"changed, {100 * float(np.mean(shares)):.1f} %"]
     _draw([*titles, "confidence before", "confidence after"], rows, classes, path)
     return float(np.mean(shares))
+
+
+def _predict_on_its_device(method: Method, pixels: Tensor) -> Tensor:
+    return method.predict_probabilities(pixels.to(method.device))
 
 
 @torch.inference_mode()

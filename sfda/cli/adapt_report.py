@@ -23,6 +23,17 @@ WITHOUT_LABELS = (
 )
 
 
+LABELLED = {
+    True: "scores of the labelled images; what adapts has seen others alone",
+    False: "scores of the labelled images; what adapts has seen these images too, not their labels, since the others "
+    "are too few",
+}
+UNLABELLED = (
+    "without labels: agreement between views of an image, and InfoMax: the higher the better, of models that did not "
+    "train on them; entropy and confidence say how sure a model is, not how right"
+)
+
+
 def print_plan(plan: Plan, console: Console) -> None:
     """How long each method is expected to take, and what it gets."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -47,14 +58,9 @@ def _what(plan: Plan, method: str) -> str:
     return f"up to {plan.steps} steps{views}"
 
 
-def print_table(runs: Sequence[Run], console: Console, *, with_labels: bool) -> None:
-    """Scores of all methods, of the source model first."""
+def print_table(runs: Sequence[Run], console: Console, *, with_labels: bool, apart: bool) -> None:
+    """Scores of all methods, of the source model first; `apart`: whether the labelled images were not adapted to."""
     table = as_table([run.row() for run in runs], WITH_LABELS if with_labels else WITHOUT_LABELS)
     table.title = None
-    table.caption = (
-        "scores of the labelled images, which nothing adapted to"
-        if with_labels
-        else "without labels: agreement between views of an image, and InfoMax: the higher the better, of models that "
-        "did not train on them; entropy and confidence say how sure a model is, not how right"
-    )
+    table.caption = LABELLED[apart] if with_labels else UNLABELLED
     console.print(table)

@@ -68,6 +68,7 @@ def open_source(path: Path, said: argparse.Namespace) -> Source:
     """
     if path.is_dir():
         if (path / "config.yaml").is_file():
+            _refuse_facts(path, said)
             return _from_run(Run(path))
         if (path / "config.json").is_file():
             return _from_hugging_face(path, said)
@@ -80,8 +81,18 @@ def open_source(path: Path, said: argparse.Namespace) -> Source:
     weights = read_weights(path)
     if not _is_own(weights):
         return _from_file(weights, said)
+    _refuse_facts(path, said)
     beside = path.with_suffix(".yaml")
     return _from_imported(path, read_mapping(beside)) if beside.is_file() else _from_own(path, said)
+
+
+def _refuse_facts(path: Path, said: argparse.Namespace) -> None:
+    """Nothing that a user says of a network is passed over."""
+    if (facts := options_of(said)) is not None:
+        raise UserError(
+            f"--source {path} says itself what its network takes and gives: leave away what says {', '.join(facts)}, "
+            "or import the weights anew with it"
+        )
 
 
 def _is_own(weights: WeightsFile) -> bool:
