@@ -119,6 +119,44 @@ def test_adapt_ends_with_a_model_a_table_and_a_picture(weights, photographs, in_
 
 
 @pytest.mark.medium
+def test_interrupted_in_its_last_run_it_goes_on_there(
+    weights, photographs, in_this_process, sfda, tmp_path, monkeypatch
+):
+    class Killed(BaseException):
+        """What no code of ours or Lightning's answers."""
+
+    def interrupted(*_):
+        raise Killed
+
+    words = ["adapt", "--source", weights, "--network", NETWORK, "--images", photographs, "--out", tmp_path / "out"]
+    words += ["--method", "tent"]
+    with monkeypatch.context() as patch:
+        patch.setattr("sfda.methods.tent.Tent.on_train_epoch_end", interrupted, raising=False)
+        with pytest.raises(Killed):
+            sfda(*words)
+    assert not (tmp_path / "out/tent/result.json").exists()
+    in_this_process.clear()
+    plan = (tmp_path / "out/adapt.json").read_bytes()
+    assert sfda(*words) == 0
+    assert [command[0] for command in in_this_process] == ["fit", "validate"]
+    assert (tmp_path / "out/adapt.json").read_bytes() == plan
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("bias", [0.0, 30.0])
+def test_a_source_model_that_sees_one_class_is_warned_of(
+    bias, weights, photographs, in_this_process, sfda, tmp_path, capsys
+):
+    stored = torch.load(weights, weights_only=True)
+    stored["state_dict"]["module.classifier.bias"] += bias * torch.eye(19)[3]
+    stored["state_dict"]["module.classifier.weight"] *= 8  # so that the unbiased one is sure of several
+    torch.save(stored, weights)
+    words = ["adapt", "--source", weights, "--network", NETWORK, "--images", photographs, "--out", tmp_path / "out"]
+    assert sfda(*words, "--method", "source_only") == 0
+    assert ("the source model sees 1.0 classes in these images" in capsys.readouterr().out) == bool(bias)
+
+
+@pytest.mark.medium
 def test_labels_score_and_are_adapted_to_by_nothing(
     weights, photographs, town, in_this_process, sfda, tmp_path, capsys
 ):

@@ -17,6 +17,7 @@ from sfda.files import write_json
 from sfda.methods.kinds.trained import TrainedMethod
 from sfda.metrics.functional import top_label
 from sfda.metrics.label_free import LabelFreeMetrics
+from sfda.networks.batch_norm import batch_norm_layers
 from sfda.networks.finite import refuse_nan
 from sfda.networks.segmenter import eval_mode
 from sfda.runs.checkpoints import load_source_network
@@ -115,7 +116,9 @@ class CollapseGuard(MethodCallback):
         if not trainer.is_global_zero:
             return
         for text in reasons.values():
-            advice = "its learning rate may be too high, or new BatchNorm statistics do this alone (compare ada_bn)"
+            advice = "its learning rate may be too high"
+            if batch_norm_layers(self.method.network):
+                advice += ", or new BatchNorm statistics do this alone (compare ada_bn)"
             warnings.warn(f"{type(pl_module).__name__}: {text} (epoch {epoch}); {advice}", stacklevel=1)
         report = {"images": len(self.source), "source": self.start, "epochs": self.epochs}
         write_json(self.method.run_folder / "collapse_guard.json", report)

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from sfda.cli.adapt_picture import draw_before_after, draw_source
-from sfda.cli.adapt_report import print_plan, print_table
+from sfda.cli.adapt_report import print_plan, print_table, warn_of_few_classes
 from sfda.cli.preprocessing import warn_of_preprocessing
 from sfda.cli.source import Source, open_source
 from sfda.cli.weights import write_source
@@ -75,6 +75,8 @@ def adapt(said: argparse.Namespace) -> int:
     _say(console, f"Open {out / 'source.png'}: what the source model sees")
     for number, stage in enumerate(stages, start=1):
         _run(console, stage, f"{number}/{len(stages)} {stage.name}")
+        if number == 1:
+            warn_of_few_classes(stage.run.row(), console)
     chosen = _choose(stages)
     print_table([stage.run for stage in stages], console, with_labels=bool(labels), apart=apart)
     picture = out / "before_after.png"

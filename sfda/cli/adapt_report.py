@@ -1,5 +1,6 @@
 """What ``sfda adapt`` prints: its plan before, its table after."""
 
+import math
 from collections.abc import Sequence
 
 from rich import box
@@ -9,7 +10,7 @@ from rich.text import Text
 
 from sfda.progress import duration
 from sfda.runs.adaptation import SOURCE_ONLY, Plan
-from sfda.runs.run import Run
+from sfda.runs.run import Row, Run
 from sfda.runs.tables import as_table
 
 WITH_LABELS = ("target_miou", "target_ece", "target_nll", "target_view_agreement", "adapt_seconds")
@@ -21,7 +22,8 @@ WITHOUT_LABELS = (
     "target_class_coverage",
     "adapt_seconds",
 )
-
+FEW_CLASSES = 2.0
+"""Below so many effective classes a model sees next to nothing in images of streets, or of anything else."""
 
 LABELLED = {
     True: "scores of the labelled images; what adapts has seen others alone",
@@ -64,3 +66,17 @@ def print_table(runs: Sequence[Run], console: Console, *, with_labels: bool, apa
     table.title = None
     table.caption = LABELLED[apart] if with_labels else UNLABELLED
     console.print(table)
+
+
+def warn_of_few_classes(row: Row, console: Console) -> None:
+    """Say so where a source model, here its row, puts nearly all pixels into one class.
+
+    Effective classes are exp H(mean p): 1 where all is one class, C where all are predicted equally often.
+    """
+    effective = math.exp(row["target_entropy"] + row["target_infomax"])
+    if effective < FEW_CLASSES:
+        text = (
+            f"warning: the source model sees {effective:.1f} classes in these images (exp of the entropy of its mean "
+            "prediction), which nothing here can mend: are preprocessing, classes and images the right ones?"
+        )
+        console.print(Text(text, style="yellow"), soft_wrap=True)

@@ -47,7 +47,7 @@ class CalSFDA(ValueNetMethod, SelfTraining):
         **self_training: Options of `ValueNetMethod` (`absent` must be that of the value net) and of `SelfTraining`.
 
     Raises:
-        UserError: an option is out of its range, or the warm-up has nothing to train.
+        UserError: an option is out of its range, or there is nothing to train in the warm-up or after it.
     """
 
     needs = Needs(target="images", view="weak")
@@ -72,6 +72,11 @@ class CalSFDA(ValueNetMethod, SelfTraining):
             raise UserError(
                 f"the warm-up trains scale and shift of normalisation layers, and {self_training['network']} has none: "
                 "give --model.init_args.warmup_epochs 0"
+            )
+        if not train_backbone and next(self.network.parts()["classifier"].parameters(), None) is None:
+            raise UserError(
+                f"the classifier trains after the warm-up, and no part of {self_training['network']} was found to be "
+                "one: give --model.init_args.train_backbone true"
             )
         self.scaling = scaling
         self.warmup_epochs = warmup_epochs
