@@ -9,7 +9,7 @@ from typing import Any
 from sfda.data.label_spaces import CITYSCAPES19, ClassSet, load_class_set
 from sfda.errors import UserError
 from sfda.networks.build import build_network
-from sfda.networks.import_weights import depth, import_weights
+from sfda.networks.import_weights import clear_subnormals, depth, import_weights
 from sfda.networks.options import NetworkOptions
 from sfda.networks.segmenter import Segmenter
 from sfda.networks.weights_file import WeightsFile, describe_tensors, read_weights
@@ -177,6 +177,8 @@ def _import(weights: WeightsFile, network: str, classes: ClassSet, said: argpars
         f"  {theirs or 'names without prefix'} → {ours or 'names without prefix'}"
         for ours, theirs in match.prefixes().items()
     ]
+    if cleared := clear_subnormals(segmenter.network):
+        lines.append(f"  {cleared} values below 1.2e-38 are set to 0: they change nothing, and make CPUs slow")
     if weights.left_out:
         lines.append(f"  not read, since they are no tensors: objects of {', '.join(weights.left_out)}")
     return Source(segmenter, network, options, classes, tuple(lines))

@@ -17,6 +17,7 @@ from sfda.errors import UserError
 from sfda.files import write_whole
 from sfda.networks.build import build_network
 from sfda.networks.import_weights import best_match, describe_misfit
+from sfda.networks.matching import COUNTER
 from sfda.networks.weights_file import WeightsFile, describe_tensors, read_weights
 from sfda.runs.checkpoints import source_checkpoint, write_checkpoint
 
@@ -64,14 +65,16 @@ def _show_ends(found: Mapping[str, Tensor], console: Console) -> None:
 
 def _show_fit(weights: WeightsFile, said: argparse.Namespace, console: Console) -> None:
     classes = load_class_set(said.network_classes or "cityscapes19")
-    wanted = build_network(said.network, len(classes), options=options_of(said)).network.state_dict()
+    segmenter = build_network(said.network, len(classes), options=options_of(said))
+    wanted = {name: value for name, value in segmenter.network.state_dict().items() if not name.endswith(COUNTER)}
     place, found, match = best_match(wanted, weights, said.key, said.without)
     _say(
         console,
         f"{match.used} of {len(wanted)} tensors of {said.network} are there{f' under {place}' if place else ''}",
     )
     if not match.is_whole:
-        raise UserError(f"{weights.path} does not fit {said.network}: {describe_misfit(match, wanted, found)}")
+        misfit = describe_misfit(match, wanted, found, segmenter.num_outputs)
+        raise UserError(f"{weights.path} does not fit {said.network}: {misfit}")
 
 
 # ---------------------------------------------------------------- import

@@ -139,7 +139,7 @@ def probe(
 def count_normalisation(module: nn.Module) -> dict[str, int]:
     """How many normalisation layers of each kind there are; other libraries' own kinds go by their names."""
     kinds: Counter[str] = Counter()
-    for layer in module.modules():
+    for _, layer in module.named_modules():
         named = [kind for kind in (*NORMALISATION, "RMSNorm") if kind in type(layer).__name__]
         found = [kind for kind, classes in NORMALISATION.items() if isinstance(layer, classes)] or named
         kinds.update(found[-1:])

@@ -91,8 +91,8 @@ class Segmenter(nn.Module):
         self._head = head
         self._head_kind = head_kind
         self._forms = forms or {}
-        self._num_outputs = num_classes + len(drop_outputs)
-        kept = torch.tensor(kept_outputs(self._num_outputs, drop_outputs)) if drop_outputs else None
+        self.num_outputs = num_classes + len(drop_outputs)
+        kept = torch.tensor(kept_outputs(self.num_outputs, drop_outputs)) if drop_outputs else None
         self.register_buffer("_kept", kept, persistent=False)
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
@@ -223,10 +223,10 @@ class Segmenter(nn.Module):
         return maps[form.name], form.kind
 
     def _at_size(self, outputs: Tensor, kind: Kind, size: Sequence[int]) -> Tensor:
-        if outputs.shape[1] != self._num_outputs:
+        if outputs.shape[1] != self.num_outputs:
             raise UserError(
                 f"the network gives {outputs.shape[1]} channels (output {tuple(outputs.shape)}) for "
-                f"{self._num_outputs} classes: a factory must build its network with the number that it is given"
+                f"{self.num_outputs} classes: a factory must build its network with the number that it is given"
             )
         if self._kept is not None:
             outputs = outputs.index_select(1, self._kept)
@@ -292,7 +292,7 @@ def _may_differ(size: Sequence[int], other: Sequence[int]) -> bool:
 @contextmanager
 def eval_mode(module: nn.Module) -> Iterator[None]:
     """Eval mode inside the block; afterwards every submodule has its own mode again."""
-    flags = [(submodule, submodule.training) for submodule in module.modules()]
+    flags = [(submodule, submodule.training) for _, submodule in module.named_modules()]
     module.eval()
     try:
         yield
@@ -309,5 +309,5 @@ def _all_but(module: nn.Module, part: nn.Module) -> nn.ModuleList:
     for child in module.children():
         if child is part:
             continue
-        rest.extend(_all_but(child, part) if any(other is part for other in child.modules()) else [child])
+        rest.extend(_all_but(child, part) if any(other is part for _, other in child.named_modules()) else [child])
     return rest

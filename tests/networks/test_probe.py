@@ -7,6 +7,7 @@ from torch import nn
 
 import odd_networks as odd
 from sfda.errors import UserError
+from sfda.networks.assemble import probed_segmenter
 from sfda.networks.build import build_network
 from sfda.networks.outputs import Form
 from sfda.networks.probe import probe
@@ -126,6 +127,15 @@ def test_padding_to_the_multiple_takes_images_of_any_size():
     network = build_network("odd_networks.needs_32", K).eval()
     padded = F.pad(IMAGES, (0, 96 - 70, 0, 64 - 45), mode="replicate")
     assert torch.equal(network(IMAGES), network.network(padded)[..., :45, :70])
+
+
+def test_a_network_may_hide_what_torch_names_modules():
+    """As ESPNet does, whose forward pass goes through a list of that name."""
+    network = odd.Merged(K)
+    network.modules = list(network.children())
+    found = probed_segmenter("espnet", network, K, {})
+    assert found.parts()["head"] is network.last
+    assert found(IMAGES).shape[-2:] == IMAGES.shape[-2:]
 
 
 def test_a_network_of_one_size_says_so_and_can_be_told():

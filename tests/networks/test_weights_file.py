@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sfda.errors import UserError
-from sfda.networks.import_weights import best_match, describe_misfit
+from sfda.networks.import_weights import best_match, clear_subnormals, describe_misfit
 from sfda.networks.matching import match_names
 from sfda.networks.weights_file import read_weights
 
@@ -23,6 +23,14 @@ def network(outputs: int = 19) -> nn.Module:
 
 
 STATE = network().state_dict()
+
+
+def decoder_per_class(outputs: int) -> dict[str, torch.Tensor]:
+    """More than the head has the number of outputs in its shape."""
+    more = nn.Sequential(nn.Conv2d(outputs, outputs, 1), nn.Conv2d(2 * outputs, outputs, 1, bias=False))
+    return (
+        network().state_dict() | behind("decoder.", more.state_dict()) | {"head.weight": torch.zeros(outputs, outputs)}
+    )
 
 
 def behind(prefix: str, state: dict[str, torch.Tensor] = STATE) -> dict[str, torch.Tensor]:
@@ -61,7 +69,7 @@ def test_weights_are_found_wherever_they_lie(kind, zipped, tmp_path):
     weights = read_weights(path)
     assert weights.form == ("torch" if zipped else "torch, before 1.6")
     _, found, match = best_match(STATE, weights)
-    assert match.is_whole, describe_misfit(match, STATE, found)
+    assert match.is_whole, describe_misfit(match, STATE, found, 19)
     for name, value in STATE.items():
         assert torch.equal(found[match.renamed[name]], value)
 
@@ -167,11 +175,13 @@ def test_what_does_not_fit_is_said(tmp_path):
     def said(content: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor] = STATE) -> str:
         _, found, match = best_match(wanted, read_weights(save(tmp_path / "w.pth", content)))
         assert not match.is_whole
-        return describe_misfit(match, wanted, found)
+        return describe_misfit(match, wanted, found, 19)
 
     twenty = said(network(20).state_dict())
     assert "2 tensors have other shapes, for example 1.0.bias: 20, not 19" in twenty
     assert "has 20 outputs, this one 19: say with --drop-output" in twenty
+    assert "has 20 outputs, this one 19" in said(decoder_per_class(20), decoder_per_class(19))
+    assert "outputs" not in said({**STATE, "1.0.weight": torch.zeros(19, 5, 1, 1)})
     assert "--drop-output" not in said(network(12).state_dict())
     assert "1 weights of the network are not in it: 0.0.bias" in said(
         {k: v for k, v in STATE.items() if k != "0.0.bias"}
@@ -186,3 +196,15 @@ def test_what_is_left_out_by_pattern_and_what_by_itself():
     assert match_names(STATE, more, ["criterion.*"]).is_whole
     counted = {name: value for name, value in STATE.items() if not name.endswith("num_batches_tracked")}
     assert match_names(STATE, counted).is_whole  # as torch wrote it before 0.4.1
+
+
+def test_values_that_slow_cpus_down_are_cleared_and_no_others():
+    module = network()
+    weight = module[0][0].weight
+    with torch.no_grad():
+        weight.view(-1)[:4] = torch.tensor([1e-39, -1e-40, 1.2e-38, 0.0])
+    others = weight.detach().view(-1)[4:].clone()
+    assert clear_subnormals(module) == 2
+    assert weight.view(-1)[:4].tolist() == [0.0, 0.0, torch.tensor(1.2e-38).item(), 0.0]
+    assert torch.equal(weight.view(-1)[4:], others)
+    assert clear_subnormals(module.half()) == 0  # 1.2e-38 is 0 there
