@@ -30,6 +30,8 @@ Source-free domain adaptation of semantic segmentation.
   sfda fit --run DIR                   resume an unfinished run
   sfda validate EXPERIMENT [OPTIONS]   score a model as it is, for example streets/source_only
   sfda validate --run DIR              score the selected checkpoint of a run
+  sfda audit EXPERIMENT [OPTIONS]      adapt for a few steps, list every file that is opened, and fail where the
+                                       method has not declared that it reads it; or --run DIR
   sfda compare CONFIG --out DIR        run experiments side by side and print their table
   sfda calibrate --run DIR --with NAME
                                        calibrate the probabilities of a finished run, as a run of its own; NAME:
@@ -62,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "weights": _weights,
         "fit": partial(_train, "fit"),
         "validate": partial(_train, "validate"),
+        "audit": _audit,
         "compare": _compare,
         "sweep": _sweep,
         "calibrate": _calibrate,
@@ -120,6 +123,26 @@ def _train(subcommand: str, arguments: list[str]) -> int:
     for job in expanded:
         run(job)
     return 0
+
+
+def _audit(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="sfda audit",
+        usage="sfda audit EXPERIMENT [OPTIONS]  or  sfda audit --run DIR [OPTIONS]",
+        description="Adapt for a few steps and score, as trainer/smoke.yaml says, in a temporary folder, and count the "
+        "files that the process and its loaders' workers open. Adapting may open what the method's `needs` declare, "
+        "scoring the validation sets; anything else of the data sets is shown with its stack. Further options are "
+        "those of `sfda fit`. Exit status: 0, or 1 where a file was opened that may not be.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--run", type=Path, metavar="DIR", help="folder of a run, whose config.yaml is audited")
+    options, words = parser.parse_known_args(arguments)
+    if options.run is None and not words:
+        parser.error("name an experiment, for example streets/ada_bn, or a run with --run DIR")
+    with _loading():
+        from sfda.cli.audit import audit
+
+    return audit(options.run, words)
 
 
 def _loading() -> AbstractContextManager[object]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
-import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from sfda.data.label_spaces import CITYSCAPES19, SYNTHIA13, SYNTHIA16, ClassSet,
 from sfda.data.pairs import read_pairs
 from sfda.data.readers import FAULT, Domain, SegmentationSet, count_values, labels_in, train_ids_suspected
 from sfda.errors import UserError
+from sfda.opened import listening
 from tiny_files import (
     FOLDER_CLASSES,
     SIZE,
@@ -188,33 +189,21 @@ def test_folders_of_a_users_own_names(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- source-free
 
 
-EVENTS: list[str] = []
-RECORDING = [False]
-
-
-def _record(event: str, arguments: tuple) -> None:
-    if RECORDING[0] and event in ("open", "os.listdir", "os.scandir") and isinstance(arguments[0], str | os.PathLike):
-        EVENTS.append(os.fspath(arguments[0]))
-
-
-sys.addaudithook(_record)
-
-
 @pytest.fixture
-def touched(monkeypatch: pytest.MonkeyPatch):
+def touched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Paths that are opened, listed or asked for while the test runs."""
+    paths: list[str] = []
     for function in ("stat", "lstat", "access"):
         original = getattr(os, function)
 
         def recorded(path, *args, _original=original, **kwargs):
-            if RECORDING[0] and isinstance(path, str | os.PathLike):
-                EVENTS.append(os.fspath(path))
+            if isinstance(path, str | os.PathLike):
+                paths.append(os.fspath(path))
             return _original(path, *args, **kwargs)
 
         monkeypatch.setattr(os, function, recorded)
-    EVENTS.clear()
-    yield EVENTS
-    RECORDING[0] = False
+    with listening(lambda path, is_folder: paths.append(path)):
+        yield paths
 
 
 LABEL_ROOTS = {
@@ -238,12 +227,11 @@ def test_without_labels_nothing_under_the_label_folder_is_touched(layout: str, t
     domain, _ = write(layout, tmp_path, rng)
     classes = own_classes(domain)
     label_root = str(tmp_path / LABEL_ROOTS[layout])
-    RECORDING[0] = True
+    touched.clear()
     with_labels = read_all(domain, True, classes)
     assert any(path.startswith(label_root) for path in touched)  # the recorder sees what it should
     touched.clear()
     without = read_all(domain, False, classes)
-    RECORDING[0] = False
     assert without == with_labels
     assert [path for path in touched if path.startswith(label_root)] == []
     assert sum(path.endswith((".png", ".jpg")) for path in set(touched)) == len(without)
@@ -253,10 +241,10 @@ def test_without_labels_nothing_under_the_label_folder_is_touched(layout: str, t
 def test_a_search_for_missing_images_leaves_labels_alone(layout: str, tmp_path: Path, rng, touched) -> None:
     domain, _ = write(layout, tmp_path, rng)
     shutil.rmtree(tmp_path / IMAGE_ROOTS[layout])
-    RECORDING[0] = True
+    touched.clear()
     with pytest.raises(MissingRoot):
         read_pairs(domain, "train", False)
-    RECORDING[0] = False
+    assert touched
     assert [path for path in touched if path.startswith(str(tmp_path / LABEL_ROOTS[layout]))] == []
 
 
@@ -388,9 +376,8 @@ def test_few_label_files_are_looked_at_and_damaged_ones_left_to_their_pairs(tmp_
     domain = gta5(tmp_path, rng, n=12)
     (tmp_path / "labels/00003.png").write_bytes(b"hello")
     samples = SegmentationSet(domain, "train", True, CITYSCAPES19)
-    RECORDING[0] = True
+    touched.clear()
     samples.train_ids_suspected()
-    RECORDING[0] = False
     assert set(touched) == {str(tmp_path / f"labels/{number:05d}.png") for number in range(1, 9)}
 
 

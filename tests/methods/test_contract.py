@@ -1,6 +1,7 @@
 """Every ``configs/model/*.yaml`` keeps the contract of a method."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -247,16 +248,21 @@ def test_a_class_of_before_is_told_what_to_write():
 
 
 @pytest.mark.medium
-def test_source_free_fit_opens_no_source_file_and_no_target_label(town, source_model, sfda, tmp_path):
-    import sys
-
-    opened: list[str] = []
-    watching = [True]
-    sys.addaudithook(lambda event, details: opened.append(str(details[0])) if watching and event == "open" else None)
-    assert sfda("fit", *tiny_arguments("ada_bn", town, source_model), "--out", tmp_path / "run") == 0
-    watching.clear()
-    assert any("leftImg8bit" in path for path in opened)  # the hook sees what a run opens
-    assert not [path for path in opened if str(town / "gta5") in path or "gtFine" in path]
+@pytest.mark.parametrize("model", MODELS)
+def test_an_audit_sees_every_method_open_what_it_declares(model, town, source_of, sfda, capsys):
+    assert sfda("audit", *tiny_arguments(model, town, source_of(model))) == 0
+    table = re.findall(
+        r"^  (target|source) (training|validation) (images|labels) +(\d+) +\w+ +(\d+) ", capsys.readouterr().out, re.M
+    )
+    assert len(table) == 8
+    needs = method_class(model).needs
+    for domain, split, what, adapting, scoring in table:
+        declared = needs.reads_images(domain) if what == "images" else needs.reads_labels(domain)
+        assert int(adapting) == 0 or declared
+        assert (int(scoring) > 0) == (split == "validation")  # the town has labels of both domains
+        if model in FITTED and split == {"train": "training", "val": "validation"}[needs.split]:
+            assert (int(adapting) > 0) == declared  # the audit sees what it should
+    pass
 
 
 @pytest.mark.medium
