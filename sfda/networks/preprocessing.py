@@ -15,10 +15,11 @@ from sfda.networks.segmenter import IMAGENET_MEAN, IMAGENET_STD, Segmenter, eval
 ChannelOrder = Literal["rgb", "bgr"]
 Triple = tuple[float, float, float]
 CLEARLY = 1.25
-"""How many times farther from the statistics in the weights what was declared lies than another convention, at least,
-where that is a clear winner."""
+"""How many times farther from the statistics in the weights a convention lies than the nearest one, at least, where the
+statistics speak against it."""
 MORE_INFORMATION = 0.25
-"""How many nats of InfoMax another convention has more, at least, where it is a clear winner."""
+"""How many nats of InfoMax a convention has more than what was declared, at least, where the statistics allow both and
+it is a clear winner."""
 
 
 class Convention(NamedTuple):
@@ -34,10 +35,18 @@ class Convention(NamedTuple):
 
 
 class Ranked(NamedTuple):
-    """A convention and how well it fits: the higher `fit`, the better."""
+    """A convention and how well it fits.
+
+    Attributes:
+        convention: The convention.
+        divergence: How far the inputs of the BatchNorm layers lie from the statistics in the weights; 0 without such
+            layers.
+        infomax: Of the predictions, in nats.
+    """
 
     convention: Convention
-    fit: float
+    divergence: float
+    infomax: float
 
 
 _PLAIN: Mapping[str, tuple[Triple, Triple]] = {
@@ -68,10 +77,11 @@ def declared(segmenter: Segmenter) -> Convention:
 def rank_preprocessing(segmenter: Segmenter, images: Tensor) -> list[Ranked]:
     """All conventions, and the one that the network has, the best first.
 
-    A network with BatchNorm keeps the statistics of its training: the convention counts under which the inputs of its
-    layers lie nearest to them (mean over layers and channels of the Kullback-Leibler divergence between normal
-    distributions, from the images' to the kept ones). Without BatchNorm it is InfoMax: predictions that are sure of
-    each pixel and use many classes.
+    A network with BatchNorm keeps the statistics of its training, and the inputs of its layers should lie near to them
+    (mean over layers and channels of the Kullback-Leibler divergence between normal distributions, from the images' to
+    the kept ones): that tells ranges and means apart, but hardly the order of channels, which in streets are nearly
+    alike. What it cannot tell (`CLEARLY`), and a network without BatchNorm, is told by InfoMax: predictions that are
+    sure of each pixel and use many classes.
 
     Args:
         segmenter: Its preprocessing, modes and weights are as before afterwards.
@@ -79,21 +89,30 @@ def rank_preprocessing(segmenter: Segmenter, images: Tensor) -> list[Ranked]:
     """
     own = declared(segmenter)
     tried = [own, *(convention for convention in CONVENTIONS if convention != own)]
-    return sorted((Ranked(it, _fit(segmenter, images, it)) for it in tried), key=lambda ranked: -ranked.fit)
+    ranked = [Ranked(convention, *_fit(segmenter, images, convention)) for convention in tried]
+    limit = _limit(ranked)
+    return sorted(
+        ranked, key=lambda each: (max(each.divergence, limit), -each.infomax if each.divergence <= limit else 0.0)
+    )
+
+
+def _limit(ranked: list[Ranked]) -> float:
+    """The divergence up to which the statistics do not speak against a convention."""
+    return CLEARLY * min(each.divergence for each in ranked)
 
 
 def clear_winner(segmenter: Segmenter, ranked: list[Ranked]) -> Convention | None:
     """The best convention where it is another one than the network's own, and clearly better; None otherwise."""
-    own = declared(segmenter)
-    best, fit = ranked[0]
-    own_fit = next(fit for convention, fit in ranked if convention == own)
-    if batch_norm_layers(segmenter):
-        return best if best != own and own_fit < CLEARLY * fit else None
-    return best if fit > own_fit + MORE_INFORMATION else None
+    best = ranked[0]
+    own = next(each for each in ranked if each.convention == declared(segmenter))
+    if own.divergence > _limit(ranked) or best.infomax > own.infomax + MORE_INFORMATION:
+        return best.convention
+    return None
 
 
 @torch.inference_mode()
-def _fit(segmenter: Segmenter, images: Tensor, convention: Convention) -> float:
+def _fit(segmenter: Segmenter, images: Tensor, convention: Convention) -> tuple[float, float]:
+    """Divergence and InfoMax."""
     divergences: list[Tensor] = []
     with ExitStack() as stack:
         stack.enter_context(eval_mode(segmenter))
@@ -101,7 +120,8 @@ def _fit(segmenter: Segmenter, images: Tensor, convention: Convention) -> float:
         for layer in batch_norm_layers(segmenter).values():
             stack.enter_context(layer.register_forward_pre_hook(partial(_observe, divergences)))
         logits = torch.cat([segmenter(image[None]) for image in images])
-    return -float(torch.stack(divergences).mean()) if divergences else _information(logits)
+    divergence = float(torch.stack(divergences).mean()) if divergences else 0.0
+    return divergence, _information(logits)
 
 
 def _observe(divergences: list[Tensor], layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -56,7 +56,8 @@ def test_the_network_is_as_before_afterwards():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     ranked = rank_preprocessing(model, images())
     assert len(ranked) == len(CONVENTIONS)
-    assert [it.fit for it in ranked] == sorted((it.fit for it in ranked), reverse=True)
+    assert {it.divergence for it in ranked} == {0.0}
+    assert [it.infomax for it in ranked] == sorted((it.infomax for it in ranked), reverse=True)
     assert model.training
     assert model.channel_order == "rgb"
     for name, value in model.state_dict().items():
@@ -70,3 +71,25 @@ def test_a_convention_of_its_own_is_tried_beside_the_others():
     assert own not in CONVENTIONS
     assert own.name == "RGB, mean 0.1/0.1/0.1, deviation 0.229/0.224/0.225"
     assert own in [it.convention for it in rank_preprocessing(model, images())]
+
+
+def test_the_order_of_channels_alike_is_told_by_predictions():
+    """Red is 0.2 or 0.8; blue has the same mean and variance, but is 0.5 for half of the pixels."""
+    red = torch.tensor([0.2, 0.8]).repeat(32, 64)
+    blue = torch.tensor([0.5, 0.5, 0.5 - 0.3 * 2**0.5, 0.5 + 0.3 * 2**0.5]).repeat(32, 32)
+    image = torch.stack([red, torch.full_like(red, 0.5), blue])[None]
+    network = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 2, 1))
+    with torch.no_grad():
+        network[0].running_mean.fill_(0.5)
+        network[0].running_var.copy_(torch.tensor([0.09, 1e-4, 0.09]))
+        network[1].weight.copy_(torch.tensor([[5.0, 0, 0], [-5, 0, 0]]).view(2, 3, 1, 1))
+        network[1].bias.zero_()
+    model = Segmenter(network, 2, head="1").eval()
+    truth = next(convention for convention in CONVENTIONS if convention.name == "RGB, [0, 1] as it is")
+    for declaration in (truth, truth._replace(channel_order="bgr", name="BGR, [0, 1] as it is")):
+        use(model, declaration)
+        ranked = rank_preprocessing(model, image)
+        first, second = ranked[:2]
+        assert (first.convention, second.convention.name) == (truth, "BGR, [0, 1] as it is")
+        assert first.divergence == pytest.approx(second.divergence)
+        assert clear_winner(model, ranked) == (None if declaration == truth else truth)
