@@ -17,6 +17,7 @@ from sfda.data.images import read_image
 from sfda.data.label_spaces import CITYSCAPES19, ClassSet, load_class_set, score_groups
 from sfda.data.layouts import domains_of
 from sfda.data.paths import IMAGE_TYPES, files_below
+from sfda.data.photographs import spread
 from sfda.data.readers import SegmentationSet
 from sfda.data.transforms import resize_image
 from sfda.errors import UserError
@@ -31,7 +32,9 @@ from sfda.runs.run import Run
 TOLERANCE = 1e-4
 """Largest difference of a probability between the file and PyTorch."""
 CHECKED = 3
-"""Images that a file is checked with."""
+"""Images of the run's target that a file is checked with."""
+CHECKED_OF_GIVEN = 20
+"""Images that a file is checked with at most where a folder of them is given."""
 SIZES = ((64, 96), (75, 131), (128, 64))
 """(height, width) of the random images that stand in where there are no others."""
 
@@ -152,7 +155,7 @@ def _pictures(images: Path | None, options: dict[str, Any]) -> list[Path]:
     found = [path for path in files if path.suffix.lower() in IMAGE_TYPES]
     if not found:
         raise UserError(f"--images {images}: no image ({', '.join(IMAGE_TYPES)}) there")
-    return found[:CHECKED]
+    return spread(found, CHECKED_OF_GIVEN)
 
 
 def _tensors(pictures: list[Path]) -> Iterator[Tensor]:
