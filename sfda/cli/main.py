@@ -37,6 +37,8 @@ Source-free domain adaptation of semantic segmentation.
                                        calibrate the probabilities of a finished run, as a run of its own; NAME:
                                        temperature_scaling, pseudo_cal or label_calibration
   sfda sweep FILE --trials N           try hyper-parameters, as a W&B sweep file says, and rank them
+  sfda judge RUN ... --images FOLDER   whether finished runs are better than their source model, without labels or,
+                                       with --labels FOLDER, by a few labelled images
   sfda predict --run DIR --images PATH --out DIR
                                        label maps, overlays and confidence of images and videos of your own
   sfda export --run DIR --format onnx  one file that predicts without sfda, preprocessing included; or --format pt2
@@ -68,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "compare": _compare,
         "sweep": _sweep,
         "calibrate": _calibrate,
+        "judge": _judge,
         "predict": _predict,
         "export": _export,
         "data": _data,
@@ -143,6 +146,16 @@ def _audit(arguments: list[str]) -> int:
         from sfda.cli.audit import audit
 
     return audit(options.run, words)
+
+
+def _judge(arguments: list[str]) -> int:
+    from sfda.cli.judge_options import parser
+
+    said = parser().parse_args(arguments)
+    with _loading():
+        from sfda.cli.judge import judge
+
+    return judge(said)
 
 
 def _loading() -> AbstractContextManager[object]:

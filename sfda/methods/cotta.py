@@ -56,6 +56,7 @@ class CoTTA(OnlineTrainedMethod):
     """
 
     needs = Needs(target="images", view="weak_and_strong")
+    optimises = ("views",)
 
     def __init__(
         self,

@@ -44,6 +44,7 @@ class Method(L.LightningModule, ABC):
 
     Class attributes:
         needs: What a fit reads; the DataModule opens exactly this.
+        optimises: Signals of `sfda.judging.verdict` that a fit raises by itself, so that they say nothing about it.
         pseudo_labels: Labels of the target training images that the method has made itself in `prepare_fit`; the
             training loader then hands them out under ``pseudo_label``.
 
@@ -58,6 +59,7 @@ class Method(L.LightningModule, ABC):
     """
 
     needs: ClassVar[Needs] = Needs()
+    optimises: ClassVar[tuple[str, ...]] = ()
     pseudo_labels: PseudoLabelStore | None = None
 
     def __init_subclass__(cls, **options: Any) -> None:

@@ -69,6 +69,8 @@ class TaughtMethod(TrainedMethod):
         UserError: an option is out of its range.
     """
 
+    optimises = ("views",)
+
     def __init__(self, teacher_momentum: float = 0.999, threshold: float = 0.968, **trained: Any) -> None:
         super().__init__(**trained)
         refuse_outside(0, 1, teacher_momentum=teacher_momentum, threshold=threshold)

@@ -1,0 +1,176 @@
+"""``sfda judge``: is an adapted model better than its source? From unlabelled images, or from a few labelled ones."""
+
+import argparse
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sfda.cli.export import load_fixed_method
+from sfda.cli.judge_models import Judged, num_classes_of, second_judge, source_of, what_is_common
+from sfda.data.images import read_image
+from sfda.data.layouts import domains_of
+from sfda.data.photographs import labels_of, link_images, look_over, spread
+from sfda.data.readers import SegmentationSet
+from sfda.judging.bootstrap import Confusions, mean_iou, paired_interval
+from sfda.judging.evidence import Evidence, Model, look_at, together
+from sfda.judging.verdict import Verdict, judge_with_labels, judge_without_labels
+from sfda.methods import Method
+from sfda.metrics.functional import score_sums
+from sfda.progress import progress, table_console
+from sfda.runs.run import Run
+
+GATHERED = 16
+"""Images that the second judge has the statistics of."""
+SOURCE = "source"
+
+
+def judge(said: argparse.Namespace) -> int:
+    """Run ``sfda judge``; returns the exit status.
+
+    Raises:
+        UserError: the runs cannot be compared, or the images or labels cannot be used.
+    """
+    runs = {_name(folder, said.runs): Run(folder) for folder in said.runs}
+    photographs = look_over(said.images)
+    labels = labels_of(photographs.images, said.images, said.labels) if said.labels else {}
+    judged = what_is_common(list(runs.values()), said.classes)
+    methods = {SOURCE: source_of(list(runs.values()), said.source)}
+    methods |= {name: load_fixed_method(run, num_classes_of(run)) for name, run in runs.items()}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    models = {name: judged.model(method.to(device)) for name, method in methods.items()}
+    console = table_console()
+    if labels:
+        chosen = spread(list(labels), said.count)
+        confusions = _confusions(models, judged, {image: labels[image] for image in chosen}, said, console)
+        _print_labelled(confusions, console)
+        verdicts = {
+            name: judge_with_labels(paired_interval(confusions[SOURCE], each), len(each))
+            for name, each in confusions.items()
+            if name != SOURCE
+        }
+    else:
+        chosen = spread(photographs.images, said.count)
+        evidence = _gather(models, judged, methods[SOURCE], chosen, console)
+        _print_unlabelled(evidence, console)
+        verdicts = {
+            name: judge_without_labels(evidence[SOURCE], evidence[name], type(methods[name]).optimises) for name in runs
+        }
+    for name, verdict in verdicts.items():
+        _say(name, verdict, console)
+    return 0
+
+
+def _name(folder: Path, folders: Sequence[Path]) -> str:
+    """The last part of a run's path, or all of it where two end alike."""
+    return folder.name if sum(other.name == folder.name for other in folders) == 1 else str(folder)
+
+
+# ---------------------------------------------------------------- without labels
+
+
+def _gather(
+    models: Mapping[str, Model], judged: Judged, source: Method, images: Sequence[Path], console: Console
+) -> dict[str, Evidence]:
+    second = second_judge(source, judged, spread(images, GATHERED))
+    rows: dict[str, list[Evidence]] = {name: [] for name in models}
+    with progress(console, "judging", len(images)) as advance:
+        for path in images:
+            image = judged.tensor(read_image(path)).to(source.device)
+            for name, row in look_at(image, models[SOURCE], second, models).items():
+                rows[name].append(row)
+            advance(1)
+    return {name: together(each) for name, each in rows.items()}
+
+
+def _print_unlabelled(evidence: Mapping[str, Evidence], console: Console) -> None:
+    headings = ("views\nagree %", "perturbed\nagree %", "judge\nagrees %", "InfoMax\nnats", "classes\nseen %")
+    table = _table(*headings, "drift\n%", "changed\n%")
+    for name, each in evidence.items():
+        shares = (each.views, each.perturbed, each.judged)
+        table.add_row(
+            name,
+            *(f"{100 * share.mean():.1f}" for share in shares),
+            f"{each.infomax:.3f}",
+            *(f"{100 * value:.0f}" for value in (each.coverage, each.drift, 1 - each.kept.mean())),
+        )
+    console.print(table)
+    _line(
+        console,
+        f"without labels, {len(next(iter(evidence.values())).views)} images. The second judge is the source model "
+        "with some of the images' statistics, or averaged views; drift: how far the classes' shares lie from its",
+    )
+
+
+# ---------------------------------------------------------------- with labels
+
+
+@torch.inference_mode()
+def _confusions(
+    models: Mapping[str, Model],
+    judged: Judged,
+    pairs: Mapping[Path, Path],
+    said: argparse.Namespace,
+    console: Console,
+) -> dict[str, Confusions]:
+    found: dict[str, list[Any]] = {name: [] for name in models}
+    with tempfile.TemporaryDirectory(prefix="sfda-judge-") as temporary:
+        samples = _samples(pairs, Path(temporary), judged, said.classes)
+        with progress(console, "scoring", len(samples)) as advance:
+            for index in range(len(samples)):
+                sample = samples.read(index)
+                assert sample.label is not None
+                label = torch.from_numpy(sample.label)[None]
+                size = (label.shape[-2], label.shape[-1])
+                for name, model in models.items():
+                    probabilities = model.predict(judged.tensor(sample.image), size)
+                    found[name].append(score_sums(probabilities.cpu(), label)["confusion"].numpy())
+                advance(1)
+    return {name: np.stack(each) for name, each in found.items()}
+
+
+def _samples(pairs: Mapping[Path, Path], folder: Path, judged: Judged, classes: str | None) -> SegmentationSet:
+    names = {image: f"{number:06d}" for number, image in enumerate(pairs)}
+    link_images(((names[image], image) for image in pairs), folder / "val")
+    link_images(((names[image], label) for image, label in pairs.items()), folder / "labels")
+    target = {"layout": "folder", "root": str(folder), "val_images": "val", "val_labels": "labels"}
+    options = {"target": {**target, "train_images": "val", "classes": classes or judged.scored.name}}
+    return SegmentationSet(domains_of(options)["target"], "val", True, judged.scored)
+
+
+def _print_labelled(confusions: Mapping[str, Confusions], console: Console) -> None:
+    table = _table("mIoU\n%", "to the\nsource", "95 %\ninterval")
+    for name, each in confusions.items():
+        row = [name, f"{100 * float(mean_iou(each.sum(0))):.1f}"]
+        if name != SOURCE:
+            interval = paired_interval(confusions[SOURCE], each)
+            row += [f"{100 * interval.difference:+.1f}", f"{100 * interval.low:+.1f} … {100 * interval.high:+.1f}"]
+        table.add_row(*row)
+    console.print(table)
+    count = len(confusions[SOURCE])
+    _line(console, f"{count} labelled images; paired bootstrap over images: of other streets it says nothing")
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("model", overflow="fold", min_width=12, vertical="bottom")
+    for heading in headings:
+        table.add_column(heading, justify="right", vertical="bottom")
+    return table
+
+
+def _say(name: str, verdict: Verdict, console: Console) -> None:
+    colour = {"better": "green", "worse": "red"}.get(verdict.word, "yellow")
+    word = verdict.word if verdict.word == "cannot tell" else f"{verdict.word} than the source"
+    console.print(Text.assemble((f"{name}: {word}", colour), f" ({'; '.join(verdict.reasons)})"), soft_wrap=True)
+
+
+def _line(console: Console, text: str) -> None:
+    console.print(Text(text), soft_wrap=True)

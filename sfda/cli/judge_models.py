@@ -1,0 +1,126 @@
+"""The models that are judged: runs, the source model that they started from, and the second judge."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sfda.cli.export import load_fixed_method
+from sfda.data.images import read_image
+from sfda.data.label_spaces import CITYSCAPES19, ClassSet, load_class_set, score_groups
+from sfda.data.photographs import Size
+from sfda.data.transforms import resize_image
+from sfda.errors import UserError
+from sfda.judging.evidence import Model, Predict
+from sfda.methods import Method
+from sfda.methods.source_only import SourceOnly
+from sfda.metrics.functional import group_probabilities
+from sfda.networks.batch_norm import BatchStatistics, batch_norm_layers, mix_statistics, read_statistics
+from sfda.runs.run import Run
+
+JUDGE_ALPHA = 0.3
+"""How much of the images' BatchNorm statistics the second judge has: what gained on every network tried."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What all models that are compared have in common.
+
+    Attributes:
+        scored: The scored classes.
+        groups: The scored class of each predicted one, or None.
+        size: (height, width) at which the networks see the images; None: as they are.
+    """
+
+    scored: ClassSet
+    groups: Tensor | None
+    size: Size | None
+
+    def over_scored(self, probabilities: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, C_scored, H, W)."""
+        if self.groups is None:
+            return probabilities
+        return group_probabilities(probabilities, self.groups, len(self.scored))
+
+    def tensor(self, image: Any) -> Tensor:
+        """Pixels (H, W, 3), 0-255 → (1, 3, *size) in [0, 1]."""
+        pixels = np.ascontiguousarray(resize_image(image, self.size).transpose(2, 0, 1))
+        return torch.from_numpy(pixels)[None].float() / 255
+
+    def model(self, method: Method) -> Model:
+        """A method, over the scored classes."""
+        return Model(
+            lambda images, size: self.over_scored(method.predict_probabilities(images, size)),
+            lambda images, size: self.over_scored(method.single_view_probabilities(images, size)),
+        )
+
+
+def num_classes_of(run: Run) -> int:
+    """Of the run's network."""
+    return len(load_class_set(run.data().get("classes") or CITYSCAPES19.name))
+
+
+def what_is_common(runs: Sequence[Run], score_classes: str | None) -> Judged:
+    """Classes and size of the runs.
+
+    Raises:
+        UserError: they are not the same for all.
+    """
+    first = runs[0].data()
+    for run in runs[1:]:
+        for key in ("classes", "score_classes", "size"):
+            if (theirs := run.data().get(key)) != (ours := first.get(key)):
+                raise UserError(
+                    f"{run.folder} has data.{key} {theirs}, {runs[0].folder} has {ours}: judge them one by one"
+                )
+    classes = load_class_set(first.get("classes") or CITYSCAPES19.name)
+    scored = load_class_set(score_classes or first.get("score_classes") or classes.name)
+    groups = score_groups(classes, scored)
+    size = first.get("size")
+    return Judged(scored, None if groups is None else torch.from_numpy(groups).long(), tuple(size) if size else None)
+
+
+def source_of(runs: Sequence[Run], source: Path | None) -> Method:
+    """The source model: a run of its own, or the checkpoint that all runs started from.
+
+    Raises:
+        UserError: they started from several, or from none.
+    """
+    if source is not None:
+        return load_fixed_method(Run(source), num_classes_of(Run(source)))
+    options = [run.model() for run in runs]
+    checkpoints = sorted({str(each.get("source_checkpoint")) for each in options})
+    if len(checkpoints) > 1 or checkpoints == ["None"]:
+        raise UserError(f"the runs started from {', '.join(checkpoints)}: name the run of the source model, --source")
+    first = options[0]
+    method = SourceOnly(
+        network=first["network"],
+        num_classes=num_classes_of(runs[0]),
+        network_options=first.get("network_options"),
+        source_checkpoint=first["source_checkpoint"],
+    )
+    method.initialise_from_source()
+    return method.eval()
+
+
+@torch.inference_mode()
+def second_judge(source: Method, judged: Judged, images: Sequence[Path]) -> Predict:
+    """A frozen model beside the source: with some of the images' BatchNorm statistics, or else with averaged views."""
+    if not batch_norm_layers(source.network):
+        return lambda image, size: judged.over_scored(source.multi_scale_probabilities(image, size))
+    other = copy.deepcopy(source)
+    with BatchStatistics(other.network) as gathered:
+        for path in images:
+            other.network(judged.tensor(read_image(path)).to(other.device))
+    mix_statistics(other.network, read_statistics(other.network), gathered.reduce().mean_and_variance(), JUDGE_ALPHA)
+
+    def predict(image: Tensor, size: Size) -> Tensor:
+        mirrored = other.single_view_probabilities(image.flip(-1), size).flip(-1)
+        return judged.over_scored((other.single_view_probabilities(image, size) + mirrored) / 2)
+
+    return predict

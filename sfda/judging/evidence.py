@@ -1,0 +1,115 @@
+"""What is known of a model without labels, image by image, so that models are compared on the same ones."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from sfda.judging.perturbations import perturbations
+from sfda.metrics.functional import top_label
+from sfda.metrics.label_free import COVERAGE_SHARE
+from sfda.metrics.view_agreement import view_agreement
+
+Values = npt.NDArray[np.float64]
+Predict = Callable[[Tensor, tuple[int, int]], Tensor]
+"""Images (B, 3, H, W) and a size → probabilities over the C scored classes (B, C, *size)."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model as it is judged.
+
+    Attributes:
+        predict: Its predictions.
+        single: Its predictions of one view, which agreement is measured on: averaged views agree by construction.
+    """
+
+    predict: Predict
+    single: Predict
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Of one model, one row per image (N).
+
+    Attributes:
+        views: Share of pixels that keep their class in other views (`sfda.metrics.view_agreement`), in [0, 1].
+        perturbed: Share of pixels that keep their class under `perturbations`, in [0, 1].
+        judged: Share of pixels that have the class that the second judge gives them, in [0, 1].
+        kept: Share of pixels that have the source model's class, in [0, 1].
+        entropy: Mean entropy of a pixel, in nats.
+        probabilities: Mean probabilities, (N, C).
+        mass: Share of pixels of each class, (N, C).
+        judge_mass: The same of the second judge, (N, C).
+    """
+
+    views: Values
+    perturbed: Values
+    judged: Values
+    kept: Values
+    entropy: Values
+    probabilities: Values
+    mass: Values
+    judge_mass: Values
+
+    @property
+    def infomax(self) -> float:
+        """H(mean p) − mean H(p) over all images, in nats."""
+        mean = self.probabilities.mean(axis=0)
+        return float(-(mean * np.log(np.maximum(mean, 1e-30))).sum() - self.entropy.mean())
+
+    @property
+    def coverage(self) -> float:
+        """Share of the classes that are predicted at least once in 10,000 pixels."""
+        return float((self.mass.mean(axis=0) >= COVERAGE_SHARE).mean())
+
+    @property
+    def drift(self) -> float:
+        """How far the classes' shares lie from those of the second judge: total variation, in [0, 1]."""
+        return float(np.abs(self.mass.mean(axis=0) - self.judge_mass.mean(axis=0)).sum() / 2)
+
+
+@torch.inference_mode()
+def look_at(image: Tensor, source: Model, judge: Predict, models: Mapping[str, Model]) -> dict[str, Evidence]:
+    """The evidence of an image (1, 3, H, W), one row per model; ten passes per model and two more."""
+    size = (image.shape[-2], image.shape[-1])
+    before = top_label(source.predict(image, size))[1]
+    judged = top_label(judge(image, size))[1]
+    return {name: _look(image, model, before, judged) for name, model in models.items()}
+
+
+def _look(image: Tensor, model: Model, before: Tensor, judged: Tensor) -> Evidence:
+    size = (image.shape[-2], image.shape[-1])
+    probabilities = model.predict(image, size).double()
+    classes = top_label(probabilities)[1]
+    plain = top_label(model.single(image, size))[1]
+    perturbed = [_same(top_label(model.single(other, size))[1], plain) for other in perturbations(image)]
+    count = probabilities.shape[1]
+    return Evidence(
+        views=view_agreement(model.single, image, plain).cpu().numpy(),
+        perturbed=np.mean(perturbed, keepdims=True),
+        judged=np.array([_same(classes, judged)]),
+        kept=np.array([_same(classes, before)]),
+        entropy=torch.special.entr(probabilities).sum(1).mean((1, 2)).cpu().numpy(),
+        probabilities=probabilities.mean((2, 3)).cpu().numpy(),
+        mass=_mass(classes, count),
+        judge_mass=_mass(judged, count),
+    )
+
+
+def _same(one: Tensor, other: Tensor) -> float:
+    return float((one == other).double().mean())
+
+
+def _mass(classes: Tensor, count: int) -> Values:
+    shares = torch.bincount(classes.flatten().long(), minlength=count).double() / classes.numel()
+    return shares.cpu().numpy()[None]
+
+
+def together(rows: list[Evidence]) -> Evidence:
+    """The evidence of several images."""
+    names = [field.name for field in fields(Evidence)]
+    return Evidence(**{name: np.concatenate([getattr(row, name) for row in rows]) for name in names})
