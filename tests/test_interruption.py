@@ -162,3 +162,35 @@ def test_a_signal_before_the_training_says_what_to_do(town, sfda, tmp_path, caps
     with watched("on_fit_start", lambda *_: os.kill(os.getpid(), signal.SIGTERM)):
         assert sfda("fit", *tiny_arguments("source_training", town), "--out", tmp_path / "run") == 143
     assert "sfda: interrupted (SIGTERM); give the same command again" in capsys.readouterr().err
+
+
+@pytest.mark.medium
+def test_a_process_that_is_killed_ends_the_others_with_a_sentence(town, sfda, tmp_path, capsys):
+    def kill(trainer, _):
+        if trainer.global_rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    arguments = [*tiny_arguments("source_training", town), "--data.init_args.batch_size", 2, "--out", tmp_path / "run"]
+    begun = time.monotonic()
+    with watched("on_train_batch_start", kill):
+        assert sfda("fit", *arguments, *TWO) == 2
+    assert time.monotonic() - begun < 50
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    assert error.splitlines()[-1].startswith(
+        ("sfda: process 1 of this run has died (by signal SIGKILL)", "sfda: another")
+    )
+
+
+@pytest.mark.medium
+def test_a_killed_loader_worker_is_a_sentence(town, sfda, tmp_path, capsys):
+    def kill(*_):
+        for process in multiprocessing.active_children():
+            os.kill(process.pid, signal.SIGKILL)
+
+    arguments = [*tiny_arguments("source_training", town), "--data.init_args.num_workers", 2, "--out", tmp_path / "run"]
+    with watched("on_train_batch_start", kill):
+        assert sfda("fit", *arguments) == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    assert error.splitlines()[-1].startswith("sfda: a process that reads images has died")

@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
-from torch.multiprocessing.spawn import ProcessRaisedException
+from torch.multiprocessing.spawn import ProcessException
 from typing_extensions import override
 
 from sfda.callbacks.collapse_guard import CollapseGuard
@@ -78,7 +78,7 @@ def run(job: Job) -> None:
         raise (user_error_behind(error) or UserError(shorten(str(error)))) from error
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
-    except (ValueError, RuntimeError, ProcessRaisedException) as error:
+    except (ValueError, RuntimeError, ProcessException) as error:
         if (reason := user_error_behind(error)) is None:
             raise
         raise reason from error
