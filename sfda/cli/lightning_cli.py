@@ -32,7 +32,7 @@ from sfda.callbacks.skipped_files import SkippedFiles
 from sfda.callbacks.wandb_run import WandbRun, settle_wandb_loggers
 from sfda.data.datamodule import DomainAdaptationDataModule
 from sfda.data.label_spaces import load_class_set
-from sfda.errors import Interrupted, UserError
+from sfda.errors import Interrupted, UserError, last_line
 from sfda.files import WriteError, cannot_write, write_whole
 from sfda.libraries import shorten, user_error_behind
 from sfda.methods import Method, TrainedMethod
@@ -40,6 +40,7 @@ from sfda.methods.kinds.rebuild import import_method, method_modules
 from sfda.runs.arguments import Job, run_name
 from sfda.runs.checkpoints import read_checkpoint, refuse_another_network, stored_options
 from sfda.runs.lock import hold, release
+from sfda.runs.resuming import refuse_broken_parts
 from sfda.runs.run import Run
 
 QUIET = (
@@ -147,7 +148,8 @@ class CommandLine(LightningCLI):
         config = self.config[self.config.subcommand]
         if config.get("ckpt_path") is None:
             return
-        stored = stored_options(read_checkpoint(config.ckpt_path), config.ckpt_path)
+        checkpoint = read_checkpoint(config.ckpt_path)
+        stored = stored_options(checkpoint, config.ckpt_path)
         configured = config.model.class_path
         if (class_path := stored.get("_class_path", configured)) != configured:
             raise UserError(
@@ -155,6 +157,7 @@ class CommandLine(LightningCLI):
                 "scores the same method; to start from its weights give it as --model.init_args.source_checkpoint"
             )
         refuse_another_network(stored, config.model.init_args, f"--ckpt_path {config.ckpt_path}")
+        refuse_broken_parts(checkpoint, config.ckpt_path, resumes=self.config.subcommand == "fit")
 
     def before_instantiate_classes(self) -> None:
         """Settle the run folder before hours are spent."""
@@ -239,6 +242,13 @@ class CommandLine(LightningCLI):
                 raise
             end_ranks(self.trainer)
             raise Interrupted(number, self._how_to_go_on() if _is_first_process() else "") from end
+        except RuntimeError as error:
+            if "Error(s) in loading state_dict" not in str(error):
+                raise
+            raise UserError(
+                f"{self.trainer.ckpt_path} does not fit {type(self.model).__name__} with these options "
+                f"({last_line(error)}): give the checkpoint and the config.yaml of one run"
+            ) from error
         except (WriteError, OSError) as error:
             if isinstance(error, OSError):
                 error = cannot_write(error, None if error.filename else self.folder)
