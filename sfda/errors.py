@@ -1,7 +1,8 @@
-"""The one error type that a user is meant to read."""
+"""What ends a command: the one error that a user is meant to read, and signals."""
 
 import difflib
 import math
+import signal
 from collections.abc import Iterable
 from typing import Literal
 
@@ -12,6 +13,20 @@ class UserError(Exception):
     The command line prints its text alone, without a traceback, and exits with status 2. The text names the file or
     the option and says what to do about it.
     """
+
+
+class Interrupted(SystemExit):
+    """A signal ends a command: the exit status is 128 + its number, as that of shells.
+
+    Args:
+        number: The signal.
+        how_to_go_on: What the command line prints; "": nothing, as another process of the same run does.
+    """
+
+    def __init__(self, number: int, how_to_go_on: str = "") -> None:
+        super().__init__(128 + number)
+        self.signal = signal.Signals(number)
+        self.how_to_go_on = how_to_go_on
 
 
 def refuse_negative(**options: float) -> None:

@@ -20,24 +20,27 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
-from torch.multiprocessing.spawn import ProcessRaisedException
+from torch.multiprocessing.spawn import ProcessException
 from typing_extensions import override
 
 from sfda.callbacks.collapse_guard import CollapseGuard
 from sfda.callbacks.pictures import Pictures
 from sfda.callbacks.progress_lines import ProgressBars, ProgressLines
 from sfda.callbacks.run_folder import MetricsFile, RunFolder, WholeCheckpoints, last_checkpoint
+from sfda.callbacks.signals import EndsAtOnce, end_ranks, ended_by_signals, signal_behind
 from sfda.callbacks.skipped_files import SkippedFiles
 from sfda.callbacks.wandb_run import WandbRun, settle_wandb_loggers
 from sfda.data.datamodule import DomainAdaptationDataModule
 from sfda.data.label_spaces import load_class_set
-from sfda.errors import UserError
+from sfda.errors import Interrupted, UserError, last_line
 from sfda.files import WriteError, cannot_write, write_whole
 from sfda.libraries import shorten, user_error_behind
 from sfda.methods import Method, TrainedMethod
 from sfda.methods.kinds.rebuild import import_method, method_modules
 from sfda.runs.arguments import Job, run_name
 from sfda.runs.checkpoints import read_checkpoint, refuse_another_network, stored_options
+from sfda.runs.lock import hold, release
+from sfda.runs.resuming import refuse_broken_parts
 from sfda.runs.run import Run
 
 QUIET = (
@@ -66,16 +69,22 @@ def run(job: Job) -> None:
     sys.argv[1:] = [job.subcommand, *job.given]  # what Lightning's launcher starts further ranks with
     before = dict(os.environ)
     try:
-        CommandLine(job)
+        with ended_by_signals():
+            CommandLine(job)
+    except Interrupted as end:
+        if end.how_to_go_on or not _is_first_process():
+            raise
+        raise Interrupted(end.signal, "give the same command again") from end
     except ArgumentError as error:
         raise (user_error_behind(error) or UserError(shorten(str(error)))) from error
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
-    except (ValueError, RuntimeError, ProcessRaisedException) as error:
+    except (ValueError, RuntimeError, ProcessException) as error:
         if (reason := user_error_behind(error)) is None:
             raise
         raise reason from error
     finally:
+        release()
         _leave_the_group(before)
 
 
@@ -139,7 +148,8 @@ class CommandLine(LightningCLI):
         config = self.config[self.config.subcommand]
         if config.get("ckpt_path") is None:
             return
-        stored = stored_options(read_checkpoint(config.ckpt_path), config.ckpt_path)
+        checkpoint = read_checkpoint(config.ckpt_path)
+        stored = stored_options(checkpoint, config.ckpt_path)
         configured = config.model.class_path
         if (class_path := stored.get("_class_path", configured)) != configured:
             raise UserError(
@@ -147,6 +157,7 @@ class CommandLine(LightningCLI):
                 "scores the same method; to start from its weights give it as --model.init_args.source_checkpoint"
             )
         refuse_another_network(stored, config.model.init_args, f"--ckpt_path {config.ckpt_path}")
+        refuse_broken_parts(checkpoint, config.ckpt_path, resumes=self.config.subcommand == "fit")
 
     def before_instantiate_classes(self) -> None:
         """Settle the run folder before hours are spent."""
@@ -162,6 +173,7 @@ class CommandLine(LightningCLI):
         self.folder = self.output.folder
         self.scores_a_run = self.subcommand == "validate" and self.job.run is not None
         # On every rank, so that none is left waiting: nothing that is looked for is written before all have looked.
+        hold(self.folder, first=_is_first_process())
         self._check_folder(resumes=config.get("ckpt_path") is not None)
         settle_wandb_loggers(config.trainer.logger, self.folder, goes_on=self.job.run is not None)
 
@@ -178,6 +190,7 @@ class CommandLine(LightningCLI):
         callbacks = [
             last_checkpoint(self.folder),
             RunFolder(self.output, settings.experiment, settings.seed_everything),
+            EndsAtOnce(),
             SkippedFiles(),
             CollapseGuard(),
             Pictures(self.folder),
@@ -224,6 +237,18 @@ class CommandLine(LightningCLI):
             if _is_first_process():
                 self._write_config(goes_on=subcommand == "fit" and self.config[subcommand].get("ckpt_path") is not None)
             super()._run_subcommand(subcommand)
+        except SystemExit as end:
+            if (number := signal_behind(end)) is None:
+                raise
+            end_ranks(self.trainer)
+            raise Interrupted(number, self._how_to_go_on() if _is_first_process() else "") from end
+        except RuntimeError as error:
+            if "Error(s) in loading state_dict" not in str(error):
+                raise
+            raise UserError(
+                f"{self.trainer.ckpt_path} does not fit {type(self.model).__name__} with these options "
+                f"({last_line(error)}): give the checkpoint and the config.yaml of one run"
+            ) from error
         except (WriteError, OSError) as error:
             if isinstance(error, OSError):
                 error = cannot_write(error, None if error.filename else self.folder)

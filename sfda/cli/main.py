@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from sfda import __version__
-from sfda.errors import UserError
+from sfda.errors import Interrupted, UserError
 from sfda.files import WriteError, cannot_write
 
 HELP = """\
@@ -91,6 +91,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(error)
     except OSError as error:
         return _fail(cannot_write(error))
+    except Interrupted as end:
+        if end.how_to_go_on:
+            sys.stderr.write(f"sfda: interrupted ({end.signal.name}); {end.how_to_go_on}\n")
+        return int(str(end.code))
     except KeyboardInterrupt:
         sys.stderr.write("sfda: interrupted\n")
         return 130

@@ -83,6 +83,12 @@ class TrainingSet(Dataset[Item]):
         label_key, label = "label", None if sample.label is None else resize_label(sample.label, self.size)
         if self.pseudo_labels is not None:
             label_key, label = "pseudo_label", self.pseudo_labels.read(sample.name)
+            if label.shape != image.shape[:2]:
+                sizes = " and ".join(f"{height}x{width}" for height, width in (label.shape, image.shape[:2]))
+                raise UserError(
+                    f"the pseudo-label of {sample.name} and its image differ in size ({sizes}, height x width): delete "
+                    "the folder pseudo_labels of the run, and all are made again"
+                )
         if self.views is None:
             view = View(image, label, np.ones(image.shape[:2], dtype=np.bool_), None)
         else:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sfda.archives import is_archive, refuse_damaged_archive
 from sfda.errors import UserError, last_line
 from sfda.networks.hugging_face_modules import PerPixel, Universal, Windowed
 from sfda.networks.options import NetworkOptions
@@ -96,6 +97,8 @@ def hugging_face_weights(folder: str) -> dict[str, Tensor]:
     config = _config(folder)
     if not (files := _weight_files(Path(folder))):
         raise UserError(f"{folder}: it holds neither model.safetensors nor pytorch_model.bin")
+    for file in filter(is_archive, files):
+        refuse_damaged_archive(file)
     with _by_itself(f"hf:{folder}"):
         model, report = _auto_class(config).from_pretrained(
             folder,

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sfda.archives import UNLOADABLE, is_archive, refuse_damaged_archive
 from sfda.errors import UserError
 
 Tensors = dict[str, Tensor]
@@ -82,10 +83,11 @@ def read_weights(path: Path) -> WeightsFile:
         start = file.read(16)
     if _is_safetensors(start, path.stat().st_size):
         return WeightsFile(path, "safetensors", _read_safetensors(path))
-    if not zipfile.is_zipfile(path):
+    if not is_archive(path):
         if start[:1] != b"\x80":  # every pickle of torch begins so
             raise UserError(f"{path} is no file of weights: neither torch's nor safetensors, or it was cut off")
         return _read_torch(path, "torch, before 1.6")
+    refuse_damaged_archive(path)
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
     if any(name.endswith("constants.pkl") for name in names):
@@ -128,8 +130,7 @@ def _try_torch(path: Path, unknown: dict[str, type]) -> Any:
             raise UserError(f"{path} cannot be read: {_why(str(error))}") from error
         unknown[name] = type(name.rpartition(".")[2], (Placeholder,), {})
         return None
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, OSError) as error:
-        # What the unpickler raises on damaged bytes is whatever they make it.
+    except UNLOADABLE as error:
         raise UserError(f"{path} is damaged, or was cut off ({_first_line(error)})") from error
 
 

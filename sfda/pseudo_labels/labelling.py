@@ -112,7 +112,7 @@ def label_by_class_balance(
         }
         notes = {**bins, "predicted": scaled.sum(1)}
         store.note({name: value.tolist() for name, value in notes.items()})
-    notes = {name: torch.tensor(value) for name, value in store.notes.items()}
+    notes = _read_notes(store, num_classes)
     labelled = _write_labels(store, notes["scaled"], image_fraction, show_progress).double()
     store.finish(
         {
@@ -237,3 +237,17 @@ def _top_label(probabilities: Tensor, names: Sequence[str]) -> tuple[Tensor, Ten
     confidence, predicted = top_label(at_least_float32(probabilities))
     refuse_nan(confidence.unsqueeze(1), names, ADVICE)
     return confidence, predicted
+
+
+def _read_notes(store: PseudoLabelStore, num_classes: int) -> dict[str, Tensor]:
+    """The three vectors (C,) that were noted; a `UserError` where a damaged manifest says something else."""
+    try:
+        notes = {name: torch.tensor(value) for name, value in store.notes.items()}
+    except (TypeError, ValueError, RuntimeError):
+        notes = {}
+    wanted = {"scaled", "unscaled", "predicted"}
+    if notes.keys() != wanted or any(value.shape != (num_classes,) for value in notes.values()):
+        raise UserError(
+            f"{store.folder / 'manifest.json'} notes no thresholds of {num_classes} classes: {store.advice}"
+        )
+    return notes

@@ -18,6 +18,7 @@ from torch import nn
 
 from sfda.data.errors import UnreadableFile
 from sfda.data.images import read_label_values
+from sfda.data.label_spaces import IGNORE
 from sfda.errors import UserError
 from sfda.files import write_json, write_whole
 from sfda.ranks import barrier, rank_and_world_size
@@ -106,9 +107,14 @@ class PseudoLabelStore:
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise UserError(f"{path} cannot be read ({error}): {self._advice}") from error
-        if not isinstance(stored, dict) or stored.keys() != self._manifest.keys():
-            raise UserError(f"{path} is no manifest of pseudo-labels: {self._advice}")
+            raise UserError(f"{path} cannot be read ({error}): {self.advice}") from error
+        if (
+            not isinstance(stored, dict)
+            or stored.keys() != self._manifest.keys()
+            or not all(isinstance(stored[part], dict) for part in ("notes", "report"))
+            or not isinstance(stored["identity"], dict | None)
+        ):
+            raise UserError(f"{path} is no manifest of pseudo-labels: {self.advice}")
         return stored
 
     def _write_manifest(self, content: Mapping[str, Any]) -> None:
@@ -119,7 +125,8 @@ class PseudoLabelStore:
         sys.stdout.write(f"the pseudo-labels in {self.folder} are remade, they are of another {', '.join(keys)}\n")
 
     @property
-    def _advice(self) -> str:
+    def advice(self) -> str:
+        """What to do where something in the folder is damaged."""
         return f"delete {self.folder}, and all pseudo-labels are made again"
 
     def _label(self, name: str) -> Path:
@@ -158,14 +165,18 @@ class PseudoLabelStore:
         """The label (H, W) of an image, 255 = unlabelled.
 
         Raises:
-            UserError: it is missing or damaged.
+            UserError: it is missing or damaged, or holds other values than classes of the identity, if that has any.
         """
         try:
             label = read_label_values(self._label(name))
         except UnreadableFile as fault:
-            raise UserError(f"pseudo-label {fault}; {self._advice}") from fault
+            raise UserError(f"pseudo-label {fault}; {self.advice}") from fault
         if label.dtype != np.uint8:
-            raise UserError(f"pseudo-label {self._label(name)}: has 16 bits, not 8; {self._advice}")
+            raise UserError(f"pseudo-label {self._label(name)}: has 16 bits, not 8; {self.advice}")
+        classes = self.identity.get("classes")
+        if classes is not None and ((label >= len(classes)) & (label != IGNORE)).any():
+            what = f"holds values that are none of its {len(classes)} classes"
+            raise UserError(f"pseudo-label {self._label(name)}: {what}; {self.advice}")
         return label.astype(np.uint8, copy=False)
 
     def temporaries(self) -> set[str]:
@@ -197,7 +208,7 @@ class PseudoLabelStore:
             with path.open("rb") as file, np.load(file) as arrays:
                 return dict(arrays)
         except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-            raise UserError(f"{path} cannot be read ({error}): {self._advice}") from error
+            raise UserError(f"{path} cannot be read ({error}): {self.advice}") from error
 
     def remove_temporary(self, name: str) -> None:
         """Remove the temporary of an image."""

@@ -9,7 +9,6 @@ import json
 import math
 import pickle
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sfda.errors import UserError
+from sfda.archives import UNLOADABLE, is_archive, refuse_damaged_archive
+from sfda.errors import UserError, last_line
 from sfda.files import write_whole
 
 NAMING = {"network": "--model.init_args.network", "num_classes": "--data.init_args.classes"}
@@ -47,11 +47,12 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         place = re.fullmatch(r"runs/([^/]+)/([^/]+)/seed(\d+)/\w+\.ckpt", path)
         how = f"`sfda fit {place[1]}/{place[2]} --seed_everything {place[3]}` writes it" if place else "train it first"
         raise UserError(f"checkpoint {path} does not exist: {how}, or give the path of the one you have")
-    if not zipfile.is_zipfile(path):  # on other bytes the unpickler raises whatever they make it
+    if not is_archive(Path(path)):  # on other bytes the unpickler raises whatever they make it
         raise UserError(
             f"{path} is not a checkpoint of `sfda`, or was cut off while it was written; weights from elsewhere "
             f"become one with `sfda weights import {path} --network NAME --out source.ckpt`"
         )
+    refuse_damaged_archive(Path(path))
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # torch's text says how to run what is in the file
@@ -65,8 +66,8 @@ def read_checkpoint(path: str) -> dict[str, Any]:
                 else "it is damaged"
             )
         ) from error
-    except RuntimeError as error:
-        raise UserError(f"{path} is not a checkpoint that can be loaded: {error}") from error
+    except UNLOADABLE as error:
+        raise UserError(f"{path} is not a checkpoint that can be loaded: {last_line(error)}") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UserError(
             f"{path} is not a checkpoint of `sfda`: it has no state_dict. Weights from elsewhere become one with "

@@ -69,7 +69,10 @@ def fit(console: Console, stage: Stage, title: str, logger: str | None = None) -
         return
     run.claim(stage.settings())
     words = ["--run", str(run.folder)] if run.is_resumable else stage.words(logger)
-    run_sfda(console, ["fit", *words], run.folder / "log.txt", title, group=stage.out.name)
+    log = run.folder / "log.txt"
+    run_sfda(console, ["fit", *words], log, title, group=stage.out.name)
+    if not run.is_finished:
+        raise UserError(f"{title} ended without a result, {run.row_file}: see its log {log}; the same command goes on")
 
 
 def score(console: Console, stage: Stage, title: str, logger: str | None = None) -> None:

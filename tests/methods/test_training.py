@@ -141,3 +141,42 @@ def test_a_batch_norm_layer_that_cannot_train_is_a_sentence(
     assert not list(tmp_path.rglob("pseudo_labels/*/*"))
     if (model, batch) == ("tent", 1):
         assert sfda("fit", *arguments, "--data.init_args.batch_size", 2, "--out", tmp_path / "two") == 0
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("processes", [1, 2], ids=["one process", "two_processes"])
+def test_the_batch_after_which_weights_are_nan_is_named_and_nothing_of_it_is_kept(
+    processes, town, sfda, tmp_path, monkeypatch, capfd
+):
+    seen = tmp_path / "seen"
+    seen.mkdir()
+
+    compute_losses = SourceTraining.compute_losses
+
+    def spoilt(self, batch):
+        losses, number = compute_losses(self, batch), self.trainer.fit_loop.epoch_loop.batch_idx
+        if self.trainer.current_epoch == 1:
+            names = [name for part in batch.values() for name in part["name"]]
+            (seen / f"{number}.{self.global_rank}").write_text("\n".join(names))
+            if number == 0 and self.global_rank == processes - 1:
+                return {name: loss * torch.nan for name, loss in losses.items()}
+        return losses
+
+    monkeypatch.setattr(SourceTraining, "compute_losses", spoilt)
+
+    run = tmp_path / "run"
+    selector = "[{class_path: sfda.callbacks.select_by_ece.SelectByECE, init_args: {start_after: 0.0}}]"
+    more = ["--trainer.max_epochs", 2, "--trainer.callbacks", selector, "--data.init_args.samples_per_epoch", 16]
+    more += ["--data.init_args.batch_size", 2]
+    if processes == 2:
+        more += ["--trainer.devices", 2, "--trainer.strategy", "ddp_fork"]
+    assert sfda("fit", *tiny_arguments("source_training", town), *more, "--out", run) == 2
+    error = capfd.readouterr().err
+    ranks = [[(seen / f"{batch}.{rank}").read_text().split("\n") for rank in range(processes)] for batch in (0, 1)]
+    named = re.search(r"NaN or infinite after step (\d+), which took the images (.*): lower --model", error)
+    assert int(named[1]) == 16 // (2 * processes) + 1
+    assert sorted(named[2].split(", ")) == sorted(name for names in ranks[0] for name in names)
+    assert ranks[0] != ranks[1]
+    assert f"{run / 'last.ckpt'} holds the last weights that are numbers" in error
+    assert all(torch.load(path, weights_only=True)["epoch"] == 0 for path in run.rglob("*.ckpt"))
+    assert len(list(run.rglob("*.ckpt"))) == 2

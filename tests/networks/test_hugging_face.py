@@ -197,6 +197,11 @@ def test_weights_of_torchs_own_format_and_their_faults(save, tmp_path):
     state.pop(lacking)
     torch.save(state, tmp_path / "pytorch_model.bin")
     assert hugging_face_weights(folder).keys() == state.keys()
+    content = bytearray((tmp_path / "pytorch_model.bin").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "pytorch_model.bin").write_bytes(content)
+    with pytest.raises(UserError, match=r"pytorch_model\.bin is damaged"):
+        hugging_face_weights(folder)
     (tmp_path / "pytorch_model.bin").write_bytes(b"no weights")
     with pytest.raises(UserError, match=r"transformers refuses it"):
         hugging_face_weights(folder)

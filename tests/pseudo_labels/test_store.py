@@ -3,13 +3,16 @@ import io
 import json
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 import torch
 
+from sfda.data.datasets import TrainingSet
 from sfda.errors import UserError
+from sfda.pseudo_labels.labelling import _read_notes
 from sfda.pseudo_labels.store import PseudoLabelStore, weights_hash
 
 IDENTITY = {"method": "SelfTraining", "size": (4, 6), "class_fraction": 0.15}
@@ -231,6 +234,41 @@ def test_labels_are_read_where_audit_hooks_see_it(store, monkeypatch):
     monkeypatch.setattr(builtins, "open", spy)
     store.read("a")
     assert opened == ["a.png"]
+
+
+def test_a_label_of_a_class_that_there_is_not_is_refused(tmp_path):
+    store = PseudoLabelStore(tmp_path, {"classes": ["a", "b"]})
+    store.open()
+    store.write("fine", np.array([[0, 1, 255]], dtype=np.uint8))
+    store.write("wrong", np.array([[0, 2, 255]], dtype=np.uint8))
+    assert store.read("fine").tolist() == [[0, 1, 255]]
+    with pytest.raises(UserError, match=r"wrong\.png: holds values that are none of its 2 classes; delete"):
+        store.read("wrong")
+
+
+def test_a_label_of_another_size_than_its_image_is_refused(store):
+    sample = SimpleNamespace(name="a", image=np.zeros((4, 6, 3), dtype=np.uint8), label=None)
+    images = TrainingSet(SimpleNamespace(read=lambda index: sample), None, None, [0], store)
+    store.write("a", np.zeros((4, 6), dtype=np.uint8))
+    assert images[0, 0]["pseudo_label"].shape == (4, 6)
+    store.write("a", np.zeros((6, 4), dtype=np.uint8))
+    with pytest.raises(UserError, match=r"the pseudo-label of a and its image differ in size \(6x4 and 4x6"):
+        images[0, 0]
+
+
+@pytest.mark.parametrize("damage", [{"notes": [1]}, {"report": "x"}, {"identity": "x"}])
+def test_a_manifest_of_other_parts_is_refused(damage, store):
+    path = store.folder / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **damage}))
+    with pytest.raises(UserError, match=r"manifest\.json is no manifest of pseudo-labels: delete"):
+        PseudoLabelStore(store.folder, IDENTITY).open()
+
+
+@pytest.mark.parametrize("notes", [{"scaled": "x"}, {"scaled": [1.0], "unscaled": [1.0], "predicted": [1.0]}])
+def test_notes_of_something_else_are_refused(notes, store):
+    store.note(notes)
+    with pytest.raises(UserError, match=r"manifest\.json notes no thresholds of 2 classes: delete"):
+        _read_notes(store, 2)
 
 
 # --------------------------------------------------------------------- processes, weights

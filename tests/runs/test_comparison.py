@@ -250,16 +250,29 @@ def test_results_are_flat_rows(tmp_path):
 
 def test_a_logger_is_given_to_runs_that_begin_and_is_no_setting(tiny_benchmark, monkeypatch):
     called = []
-    monkeypatch.setattr("sfda.runs.engine.run_sfda", lambda console, words, *_, **__: called.append(words))
+
+    def finish(console, words, *_, **__):
+        called.append(words)
+        stage.run.row_file.write_text("{}")
+
+    monkeypatch.setattr("sfda.runs.engine.run_sfda", finish)
     stage, quiet = stage_of(Path("c.yaml"), "source_training", benchmark="tiny"), Console(quiet=True)
     for logger in (None, "logger/wandb.yaml"):
         fit(quiet, stage, "", logger)
         assert json.loads(stage.run.settings_file.read_text()) == stage.settings()
+        stage.run.row_file.unlink()
     stage.run.last.touch()
     fit(quiet, stage, "", "logger/wandb.yaml")  # its config.yaml knows which loggers it had
     plain = ["fit", *stage.words()]
     resumed = ["fit", "--run", str(stage.run.folder)]
     assert called == [plain, [*plain, "--trainer.logger", "logger/wandb.yaml"], resumed]
+
+
+def test_a_result_is_believed_not_an_exit_status(tiny_benchmark, monkeypatch):
+    monkeypatch.setattr("sfda.runs.engine.run_sfda", lambda *_, **__: None)  # status 0, and nothing done
+    stage = stage_of(Path("c.yaml"), "source_training", benchmark="tiny")
+    with pytest.raises(UserError, match=r"^a fit ended without a result, .*result\.json: see its log .*log\.txt"):
+        fit(Console(quiet=True), stage, "a fit")
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from sfda.data.sampling import run_seed
 from sfda.errors import UserError, refuse_negative, refuse_outside
 from sfda.methods.kinds.method import Method
 from sfda.networks.batch_norm import average_running_statistics
+from sfda.ranks import gather_over_ranks, largest_over_ranks
 
 CHECKED_EVERY = 20
 """Optimizer steps between two looks for weights that are NaN; each look waits for the GPU."""
@@ -54,6 +55,8 @@ class TrainedMethod(Method):
         self.poly_power = poly_power
         self.warmup_steps = warmup_steps
         self._steps_seen = 0
+        self._names_of_step: list[str] = []
+        self._steps_taken: list[tuple[int, list[str], Tensor]] = []
 
     @abstractmethod
     def compute_losses(self, batch: Batch) -> dict[str, Tensor]:
@@ -129,10 +132,11 @@ class TrainedMethod(Method):
         drawn = np.random.SeedSequence([run_seed(), self.trainer.fit_loop.epoch_loop.total_batch_idx, self.global_rank])
         torch.manual_seed(int(drawn.generate_state(1)[0]))
         self.set_modes()
+        names = [name for part in batch.values() for name in part["name"]]
+        self._names_of_step += names
         losses = self.compute_losses(batch)
         total = torch.stack(list(losses.values())).sum()
         if self.trainer.global_step == 0 and not total.isfinite():  # the one step that may wait for the GPU
-            names = [name for part in batch.values() for name in part["name"]]
             terms = ", ".join(f"{name} {float(loss):g}" for name, loss in losses.items())
             raise UserError(f"the first loss is {terms}, for {', '.join(names)}: {self.advice_against_nan}")
         size = len(next(iter(batch.values()))["name"])
@@ -154,6 +158,8 @@ class TrainedMethod(Method):
         """Under gradient accumulation most batches do not step."""
         if self.trainer.global_step > self._steps_seen:
             self._steps_seen = self.trainer.global_step
+            self._steps_taken.append((self._steps_seen, self._names_of_step, self._weights_are_finite()))
+            self._names_of_step = []
             self.after_optimizer_step()
             if self.trainer.global_step % CHECKED_EVERY == 0:
                 self.refuse_diverged_weights()
@@ -161,17 +167,32 @@ class TrainedMethod(Method):
     def refuse_diverged_weights(self) -> None:
         """No hours are spent on NaN, and no checkpoint holds it.
 
-        Weights rather than the loss: they are equal on all ranks, so that all of them stop.
+        To be called by all ranks, which stop together.
 
         Raises:
             UserError: a trained weight is NaN or infinite.
         """
-        finite = [weight.isfinite().all() for group in self.trainable_parameters() for weight in group["params"]]
-        if not torch.stack(finite).all():
-            raise UserError(
-                f"{type(self).__name__}: weights are NaN or infinite after step {self.trainer.global_step}; lower "
-                f"--model.init_args.lr, and look at the losses in {self.run_folder / 'metrics.csv'}"
-            )
+        if not largest_over_ranks(1 - self._weights_are_finite().float()):
+            self._steps_taken.clear()
+            return
+        taken = [entry for entry in self._steps_taken if not entry[2]][:1]
+        names = gather_over_ranks([name for _, names, _ in taken for name in names])
+        step = taken[0][0] if taken else self.trainer.global_step
+        of = f", which took the images {', '.join(names)}" if names else ""
+        last = self.run_folder / "last.ckpt"
+        kept = f"; {last} holds the last weights that are numbers" if last.is_file() else ""
+        raise UserError(
+            f"{type(self).__name__}: weights are NaN or infinite after step {step}{of}: lower --model.init_args.lr, "
+            f"and look at these images and at the losses in {self.run_folder / 'metrics.csv'}{kept}"
+        )
+
+    def _weights_are_finite(self) -> Tensor:
+        """Whether all trained weights are numbers, without waiting for the device: () bool.
+
+        A sum of squares is NaN or infinite where a weight is; it overflows for weights above 1e19 alone.
+        """
+        weights = [weight.detach() for group in self.trainable_parameters() for weight in group["params"]]
+        return torch.stack(torch._foreach_norm(weights)).isfinite().all()
 
     def on_validation_start(self) -> None:
         """Every rank scores the same; what has diverged is not scored."""
