@@ -109,7 +109,15 @@ def test_adapt_ends_with_a_model_a_table_and_a_picture(weights, photographs, in_
     assert 0 <= row["target_view_agreement"] <= 1
     # the commands that it stood for say the same again
     lines = (folder / "commands.sh").read_text().splitlines()
-    assert [line.split()[1] for line in lines] == ["validate", "validate", "fit", "validate", "predict", "export"]
+    assert [line.split()[1] for line in lines] == [
+        "validate",
+        "validate",
+        "fit",
+        "validate",
+        "judge",
+        "predict",
+        "export",
+    ]
     # the same command again has nothing to do; another one is refused
     in_this_process.clear()
     assert sfda(*words) == 0

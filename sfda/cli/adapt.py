@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from sfda.cli.adapt_picture import draw_before_after, draw_source
-from sfda.cli.adapt_report import print_plan, print_table, warn_of_few_classes
+from sfda.cli.adapt_report import finish, print_plan, print_table, say, warn_of_few_classes
 from sfda.cli.preprocessing import warn_of_preprocessing
 from sfda.cli.source import Source, open_source
 from sfda.cli.weights import write_source
@@ -50,11 +49,11 @@ def adapt(said: argparse.Namespace) -> int:
     _claim(said)
     _describe(photographs, len(labels), console)
     source = open_source(said.source, said)
-    _say(console, *source.story)
+    say(console, *source.story)
     score_classes = _score_classes(said, source)
     has_batch_norm = bool(batch_norm_layers(source.segmenter))
     if "auto" in said.method and not has_batch_norm:
-        _say(console, "the network has no BatchNorm, so there are no statistics to adapt: auto averages views alone")
+        say(console, "the network has no BatchNorm, so there are no statistics to adapt: auto averages views alone")
     methods = methods_asked_for(said.method, has_batch_norm)
     with status(console, "timing the network"):
         plan = _plan(said, source, photographs, len(labels), methods)
@@ -72,7 +71,7 @@ def adapt(said: argparse.Namespace) -> int:
     stages = stages_of(plan, out, out / "source.yaml", out / "data.yaml")
     if not (out / "source.png").is_file():
         draw_source(source, spread(photographs.images, 4), plan.size, out / "source.png")
-    _say(console, f"Open {out / 'source.png'}: what the source model sees")
+    say(console, f"Open {out / 'source.png'}: what the source model sees")
     for number, stage in enumerate(stages, start=1):
         _run(console, stage, f"{number}/{len(stages)} {stage.name}")
         if number == 1:
@@ -81,7 +80,7 @@ def adapt(said: argparse.Namespace) -> int:
     print_table([stage.run for stage in stages], console, with_labels=bool(labels), apart=apart)
     picture = out / "before_after.png"
     changed = draw_before_after(stages[0].run, chosen.run, spread(photographs.images, 6), plan.size, picture)
-    _finish(console, stages, chosen, changed, time.monotonic() - begun)
+    finish(console, said, stages, chosen, changed, time.monotonic() - begun)
     return 0
 
 
@@ -108,7 +107,7 @@ def _describe(photographs: Photographs, labelled: int, console: Console) -> None
     shown = ", ".join(f"{count} of {width}x{height}" for (height, width), count in sizes[:3])
     more = f" and {len(sizes) - 3} other sizes" if len(sizes) > 3 else ""
     labels = f", {labelled} with labels" if labelled else ""
-    _say(console, f"{photographs.folder}: {len(photographs.images)} images{labels}; {shown}{more}")
+    say(console, f"{photographs.folder}: {len(photographs.images)} images{labels}; {shown}{more}")
     for line in (photographs.left_out, *(f"✗ {fault}" for fault in photographs.faults)):
         if line:
             console.print(Text(line, style="yellow"), soft_wrap=True)
@@ -176,40 +175,3 @@ def _choose(stages: Sequence[Stage]) -> Stage:
     """What is recommended: the last one of ``auto``, or the first method that was named; no score is looked at."""
     named = [stage for stage in stages if not stage.name.startswith("source_only")]
     return named[0] if named else stages[-1]
-
-
-def _finish(console: Console, stages: Sequence[Stage], chosen: Stage, changed: float, seconds: float) -> None:
-    out, run = chosen.out, chosen.run
-    words = [
-        f"adapted model: {run.selected} ({chosen.name})",
-        f"{100 * changed:.1f} % of the pixels change their class",
-    ]
-    report = run.folder / "ada_bn.json"
-    if report.is_file():
-        alpha = json.loads(report.read_text(encoding="utf-8"))["alpha"]
-        mixed = f"{100 * alpha:g} % of the target's BatchNorm statistics are mixed in"
-        words.append(mixed if alpha else "the source model's BatchNorm statistics are kept (α = 0)")
-    _say(console, "; ".join(words), f"Open {out / 'before_after.png'}: before and after")
-    commands = [line for stage in stages for line in _commands(stage)]
-    further = [
-        f"predict --run {run.folder} --images FOLDER --out predictions",
-        f"export --run {run.folder} --format onnx",
-    ]
-    commands += [f"sfda {words}" for words in further]
-    write_whole(out / "commands.sh", ("\n".join(commands) + "\n").encode())
-    _say(console, f"{seconds:.0f} s. Every command that this stood for is in {out / 'commands.sh'}; next:")
-    _say(console, *(f"  sfda {words}" for words in further))
-
-
-def _commands(stage: Stage) -> list[str]:
-    """What a user would type for one method."""
-    words = shlex.join(stage.words())
-    if not stage.run.is_resumable:
-        return [f"sfda validate {words}"]
-    return [f"sfda fit {words}", f"sfda validate --run {shlex.quote(str(stage.run.folder))}"]
-
-
-def _say(console: Console, *lines: str) -> None:
-    for line in lines:
-        console.print(Text(line), soft_wrap=True)
-    console.file.flush()  # where it goes into a file, too

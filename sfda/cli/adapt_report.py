@@ -1,6 +1,9 @@
 """What ``sfda adapt`` prints: its plan before, its table after."""
 
+import argparse
+import json
 import math
+import shlex
 from collections.abc import Sequence
 
 from rich import box
@@ -8,8 +11,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from sfda.files import write_whole
 from sfda.progress import duration
 from sfda.runs.adaptation import SOURCE_ONLY, Plan
+from sfda.runs.engine import Stage
 from sfda.runs.run import Row, Run
 from sfda.runs.tables import as_table
 
@@ -80,3 +85,62 @@ def warn_of_few_classes(row: Row, console: Console) -> None:
             "prediction), which nothing here can mend: are preprocessing, classes and images the right ones?"
         )
         console.print(Text(text, style="yellow"), soft_wrap=True)
+
+
+def finish(
+    console: Console,
+    said: argparse.Namespace,
+    stages: Sequence[Stage],
+    chosen: Stage,
+    changed: float,
+    seconds: float,
+) -> None:
+    """Say what is recommended and what can be done with it; ``commands.sh`` has all commands.
+
+    Args:
+        console: Where to.
+        said: The options of ``sfda adapt``.
+        stages: The runs.
+        chosen: The one that is recommended.
+        changed: Share of the pixels that have another class than the source model's.
+        seconds: How long it all took.
+    """
+    out, run = chosen.out, chosen.run
+    words = [
+        f"adapted model: {run.selected} ({chosen.name})",
+        f"{100 * changed:.1f} % of the pixels change their class",
+    ]
+    report = run.folder / "ada_bn.json"
+    if report.is_file():
+        alpha = json.loads(report.read_text(encoding="utf-8"))["alpha"]
+        mixed = f"{100 * alpha:g} % of the target's BatchNorm statistics are mixed in"
+        words.append(mixed if alpha else "the source model's BatchNorm statistics are kept (α = 0)")
+    say(console, "; ".join(words), f"Open {out / 'before_after.png'}: before and after")
+    commands = [line for stage in stages for line in _commands(stage)]
+    labels = (
+        ["--labels", str(said.labels), *(["--classes", said.classes] if said.classes else [])] if said.labels else []
+    )
+    further = [
+        shlex.join(["judge", str(run.folder), "--images", str(said.images), *labels]),
+        f"predict --run {run.folder} --images FOLDER --out predictions",
+        f"export --run {run.folder} --format onnx",
+    ]
+    commands += [f"sfda {words}" for words in further]
+    write_whole(out / "commands.sh", ("\n".join(commands) + "\n").encode())
+    say(console, f"{seconds:.0f} s. Every command that this stood for is in {out / 'commands.sh'}; next:")
+    say(console, *(f"  sfda {words}" for words in further))
+
+
+def _commands(stage: Stage) -> list[str]:
+    """What a user would type for one method."""
+    words = shlex.join(stage.words())
+    if not stage.run.is_resumable:
+        return [f"sfda validate {words}"]
+    return [f"sfda fit {words}", f"sfda validate --run {shlex.quote(str(stage.run.folder))}"]
+
+
+def say(console: Console, *lines: str) -> None:
+    """Print lines, unbroken."""
+    for line in lines:
+        console.print(Text(line), soft_wrap=True)
+    console.file.flush()  # where it goes into a file, too

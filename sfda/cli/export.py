@@ -117,8 +117,8 @@ def load_fixed_method(run: Run, num_classes: int) -> Method:
     name = type(method).__name__
     if type(method).adapt_online is not Method.adapt_online and getattr(method, "online", True):
         raise UserError(
-            f"--run {run.folder}: {name} with online: true changes its weights with every image, so there is no fixed "
-            "model to export: export a run with online: false, or the model that it starts from"
+            f"{run.folder}: {name} with online: true changes its weights with every image, so there is no fixed model: "
+            "take a run with online: false, or the model that it starts from"
         )
     return method.eval()
 

@@ -19,6 +19,7 @@ from sfda.data.images import read_image
 from sfda.data.layouts import domains_of
 from sfda.data.photographs import labels_of, link_images, look_over, spread
 from sfda.data.readers import SegmentationSet
+from sfda.errors import UserError
 from sfda.judging.bootstrap import Confusions, mean_iou, paired_interval
 from sfda.judging.evidence import Evidence, Model, look_at, together
 from sfda.judging.verdict import Verdict, judge_with_labels, judge_without_labels
@@ -38,6 +39,8 @@ def judge(said: argparse.Namespace) -> int:
     Raises:
         UserError: the runs cannot be compared, or the images or labels cannot be used.
     """
+    if said.count < 2:
+        raise UserError(f"--count {said.count}: at least 2 images, so that what differs is told from chance")
     runs = {_name(folder, said.runs): Run(folder) for folder in said.runs}
     photographs = look_over(said.images)
     labels = labels_of(photographs.images, said.images, said.labels) if said.labels else {}

@@ -1,6 +1,7 @@
 """Better, worse, or cannot tell: from evidence without labels, or from labels. Needs no torch.
 
-The limits below were fixed on one half of the fits that `docs` of this package report and are checked on the other.
+The limits below were set by hand on few fits, and have not been validated on others: without labels a verdict is a
+hint.
 """
 
 from collections.abc import Collection

@@ -1,0 +1,63 @@
+"""``sfda judge`` as somebody with finished runs uses it."""
+
+import json
+import re
+import shutil
+
+import pytest
+
+from tiny_runs import tiny_arguments
+
+pytestmark = pytest.mark.medium
+
+
+@pytest.fixture
+def runs(town, source_model, sfda, tmp_path):
+    """The source model, and one that a high learning rate has spoilt."""
+    plain = [*tiny_arguments("source_only", town, source_model), "--out", tmp_path / "source_only"]
+    assert sfda("validate", *plain) == 0
+    spoilt = [*tiny_arguments("tent", town, source_model), "--model.init_args.lr", "1.0", "--trainer.max_epochs", "4"]
+    assert sfda("fit", *spoilt, "--out", tmp_path / "tent") == 0
+    return [tmp_path / "source_only", tmp_path / "tent"]
+
+
+def judged(sfda, capsys, *words) -> tuple[int, str]:
+    status = sfda("judge", *words)
+    captured = capsys.readouterr()
+    return status, " ".join((captured.out + captured.err).split())
+
+
+def test_runs_are_judged_without_labels(runs, town, sfda, capsys):
+    status, said = judged(sfda, capsys, *runs, "--images", town / "cityscapes/leftImg8bit/train", "--count", 8)
+    assert status == 0
+    assert "without labels, 8 images" in said
+    assert "source_only: cannot tell (no signal changes clearly)" in said
+    assert re.search(r"tent: (worse than the source|cannot tell) \(.*second judge falls", said)
+
+
+def test_a_few_labels_give_the_scores_of_validate_and_an_interval(runs, town, sfda, capsys):
+    assert sfda("validate", "--run", runs[1]) == 0
+    images, labels = town / "cityscapes/leftImg8bit/val", town / "cityscapes/gtFine/val"
+    status, said = judged(sfda, capsys, *runs, "--images", images, "--labels", labels)
+    assert status == 0
+    assert "6 labelled images" in said
+    assert "source_only: cannot tell (+0.0 mIoU on 6 labelled images, 95 % interval +0.0 to +0.0" in said
+    source, tent = (json.loads((run / "result.json").read_text())["target_miou"] for run in runs)
+    assert f"source {100 * source:.1f} source_only {100 * source:.1f}" in said
+    assert f"tent {100 * tent:.1f} {100 * (tent - source):+.1f}" in said
+
+
+def test_what_cannot_be_compared_is_refused(runs, town, sfda, tmp_path, capsys):
+    images = town / "cityscapes/leftImg8bit/train"
+    other = shutil.copytree(runs[1], tmp_path / "other")
+    config = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(config.replace("size: null", "size: [16, 32]"))
+    for words, message in (
+        ([tmp_path / "none", "--images", images], "not a run folder"),
+        ([runs[1], "--images", tmp_path / "none"], "none: no such folder"),
+        ([runs[1], other, "--images", images], "has data.size [16, 32]"),
+        ([runs[1], "--images", images, "--count", 1], "--count 1: at least 2"),
+        ([runs[1], "--images", images, "--labels", tmp_path], "named like an image"),
+    ):
+        status, said = judged(sfda, capsys, *words)
+        assert (status, message in said) == (2, True), said
