@@ -108,7 +108,7 @@ def test_adapt_ends_with_a_model_a_table_and_a_picture(weights, photographs, in_
     assert row["target_miou"] is None
     assert 0 <= row["target_view_agreement"] <= 1
     # the commands that it stood for say the same again
-    lines = (folder / "commands.sh").read_text().splitlines()
+    lines = (folder / "commands.sh").read_text().splitlines()[2:]
     assert [line.split()[1] for line in lines] == [
         "validate",
         "validate",
@@ -165,6 +165,34 @@ def test_a_source_model_that_sees_one_class_is_warned_of(
 
 
 @pytest.mark.medium
+def test_images_that_have_come_are_no_part_of_what_was_begun(
+    weights, photographs, in_this_process, sfda, tmp_path, capsys
+):
+    words = ["adapt", "--source", weights, "--network", NETWORK, "--images", photographs, "--out", tmp_path / "out"]
+    assert sfda(*words, "--method", "source_only") == 0
+    shutil.copy(next((photographs / "day0").iterdir()), photographs / "new.png")
+    assert sfda(*words, "--method", "source_only") == 2
+    assert "was begun with 16 images" in (said := capsys.readouterr().err)
+    assert "which has 17 now (the first other one: new.png)" in said
+
+
+@pytest.mark.medium
+def test_labels_in_train_ids_are_known_by_their_looks(weights, photographs, in_this_process, sfda, tmp_path, capsys):
+    (tmp_path / "labels/day0").mkdir(parents=True)
+    for image in (photographs / "day0").iterdir():
+        Image.new("L", (64, 32), 2).save(label := tmp_path / "labels/day0" / image.name)
+    words = ["adapt", "--source", weights, "--network", NETWORK, "--images", photographs, "--method", "source_only"]
+    words += ["--labels", tmp_path / "labels"]
+    assert sfda(*words, "--out", tmp_path / "out") == 2
+    assert "give --label-values train_ids and another --out" in capsys.readouterr().err
+    assert in_this_process == []
+    Image.new("L", (64, 32), 2).save(label.with_name("other.png"))
+    assert sfda(*words, "--label-values", "train_ids", "--out", tmp_path / "again") == 0
+    assert "1 label maps have no image of their name, for example" in capsys.readouterr().out
+    assert json.loads((tmp_path / "again/source_only/result.json").read_text())["target_miou"] is not None
+
+
+@pytest.mark.medium
 def test_labels_score_and_are_adapted_to_by_nothing(
     weights, photographs, town, in_this_process, sfda, tmp_path, capsys
 ):
@@ -213,6 +241,13 @@ def test_odd_photographs_are_taken_as_they_are(weights, photographs, in_this_pro
     assert "cut.jpg: the file is cut off" in said
 
 
+def spoilt(here: Path) -> Path:
+    stored = torch.load(here / "w.pth", weights_only=True)
+    stored["state_dict"]["module.classifier.bias"][0] = torch.nan
+    torch.save(stored, here / "nan.pth")
+    return here / "nan.pth"
+
+
 MISTAKES: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     "no source": (lambda here: ["--source", here / "none.pth"], "none.pth: no such file or folder"),
     "no network": (
@@ -224,6 +259,14 @@ MISTAKES: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     "a file": (lambda here: ["--images", here / "w.pth"], "w.pth: a file; give the folder it is in"),
     "no such method": (lambda here: ["--network", NETWORK, "--method", "tnt"], "did you mean tent"),
     "no such class set": (lambda here: ["--network", NETWORK, "--classes", "a.yaml"], "class set 'a.yaml'"),
+    "out in images": (
+        lambda here: ["--network", NETWORK, "--out", here / "photographs/out"],
+        "lies in the folder of the",
+    ),
+    "NaN": (
+        lambda here: ["--source", spoilt(here), "--network", NETWORK],
+        "holds NaN, infinity or a negative variance",
+    ),
     "no time": (lambda here: ["--minutes", "0"], "--minutes 0: a time above 0"),
     "no options": (lambda here: ["--network-options", "{heat: a}"], "--network-options: heat: unknown; give a mapping"),
 }

@@ -414,3 +414,16 @@ def test_an_image_in_windows_is_the_blend_of_their_probabilities(source_model, m
             total[:, rows, columns] += np.outer(ramp, ramp) * probabilities(source_model, image[rows, columns])
     np.testing.assert_allclose(confidence, (total / weights).max(0), atol=1e-5)
     assert (ids == total.argmax(0)).mean() > 0.999
+
+
+def test_a_large_image_brought_to_a_size_is_labelled_at_fewer_pixels(source_model, monkeypatch):
+    method = SourceTraining.load_from_checkpoint(source_model, weights_only=True).eval()
+    image = np.random.default_rng(0).integers(0, 256, (48, 96, 3), dtype=np.uint8)
+    with torch.inference_mode():
+        whole = label_image(method, image, (16, 32), "a")
+        monkeypatch.setattr(predict_windows, "LARGEST", 48 * 96 // 4)
+        confidence, ids = label_image(method, image, (16, 32), "a")
+    assert confidence.shape == ids.shape == (48, 96)
+    np.testing.assert_array_equal(ids[::2, ::2], ids[1::2, 1::2])  # of 24x48 pixels
+    assert (ids == whole[1]).mean() > 0.8
+    np.testing.assert_allclose(confidence, whole[0], atol=0.05)

@@ -17,7 +17,10 @@ from sfda.cli.preprocessing import warn_of_preprocessing
 from sfda.cli.source import Source, open_source
 from sfda.cli.weights import write_source
 from sfda.data.label_spaces import NAMED, load_class_set, score_groups
+from sfda.data.layouts import domains_of
+from sfda.data.paths import files_below
 from sfda.data.photographs import Photographs, flat_names, labels_of, link_images, look_over, spread
+from sfda.data.readers import SegmentationSet, class_set_of_files
 from sfda.errors import UserError
 from sfda.files import write_json, write_whole
 from sfda.networks.batch_norm import batch_norm_layers
@@ -26,6 +29,8 @@ from sfda.processes import preload
 from sfda.progress import status, table_console
 from sfda.runs.adaptation import MOST_PIXELS, Plan, data_config, make_plan, methods_asked_for, plan_of, stages_of
 from sfda.runs.engine import Stage, fit, has_fit, score
+from sfda.runs.experiment import data_options
+from sfda.yaml_files import read_mapping
 
 CHECKED_IMAGES = 6
 CHECKED_PIXELS = 192 * 256
@@ -42,12 +47,11 @@ def adapt(said: argparse.Namespace) -> int:
     """
     begun = time.monotonic()
     console = table_console()
-    if said.minutes <= 0:
-        raise UserError(f"--minutes {said.minutes:g}: a time above 0")
+    _check(said)
     photographs = look_over(said.images)
     labels = labels_of(photographs.images, said.images, said.labels) if said.labels else {}
-    _claim(said)
-    _describe(photographs, len(labels), console)
+    _claim(said, photographs)
+    _describe(photographs, labels, said.labels, console)
     source = open_source(said.source, said)
     say(console, *source.story)
     score_classes = _score_classes(said, source)
@@ -59,15 +63,17 @@ def adapt(said: argparse.Namespace) -> int:
         plan = _plan(said, source, photographs, len(labels), methods)
     preload()  # not before the network is timed
     out: Path = said.out
-    write_json(out / "adapt.json", {"asked": _asked(said), "plan": plan.as_dict()})
+    images = [str(image.relative_to(said.images)) for image in photographs.images]
+    write_json(out / "adapt.json", {"asked": _asked(said), "images": images, "plan": plan.as_dict()})
     if not (out / "source.yaml").is_file():
         small = photographs.size(CHECKED_PIXELS)
         with status(console, "checking the preprocessing"):
             warn_of_preprocessing(source, spread(photographs.images, CHECKED_IMAGES), small, console)
         write_source(source, out / "source.ckpt")
     apart = _link(photographs, labels, plan, out / "images")
-    _write_data(plan, source, score_classes, out, with_labels=bool(labels))
-    print_plan(plan, console)
+    _write_data(plan, source, score_classes, out, said.label_values if labels else None)
+    _check_labels(out / "data.yaml", bool(labels))
+    print_plan(plan, console, said.minutes)
     stages = stages_of(plan, out, out / "source.yaml", out / "data.yaml")
     if not (out / "source.png").is_file():
         draw_source(source, spread(photographs.images, 4), plan.size, out / "source.png")
@@ -84,30 +90,62 @@ def adapt(said: argparse.Namespace) -> int:
     return 0
 
 
+def _check(said: argparse.Namespace) -> None:
+    """What is known to be wrong before anything is read."""
+    if said.minutes <= 0:
+        raise UserError(f"--minutes {said.minutes:g}: a time above 0")
+    if said.images.resolve() in (said.out.resolve(), *said.out.resolve().parents):
+        raise UserError(f"--out {said.out}: lies in the folder of the images, {said.images}; give another one")
+    methods_asked_for(said.method, has_batch_norm=True)
+    if said.classes is not None:
+        load_class_set(said.classes)
+
+
+def _check_labels(data: Path, with_labels: bool) -> None:
+    """Stop before the plan is run where labels seem to hold other values."""
+    if with_labels:
+        target = domains_of(data_options(data, read_mapping(data)))["target"]
+        suspicion = SegmentationSet(target, "val", True, class_set_of_files(target)).train_ids_suspected()
+        if suspicion is not None and target.label_values == "label_ids":
+            text = "look as if they held train ids (0-18, 255), not Cityscapes label ids"
+            raise UserError(f"--labels: the label maps {text}: give --label-values train_ids and another --out")
+
+
 def _asked(said: argparse.Namespace) -> dict[str, Any]:
     return {key: str(value) if isinstance(value, Path) else value for key, value in vars(said).items() if key != "out"}
 
 
-def _claim(said: argparse.Namespace) -> None:
+def _claim(said: argparse.Namespace, photographs: Photographs) -> None:
     """Refuse a folder that another command has filled."""
     path = said.out / "adapt.json"
     if not path.is_file():
         if said.out.exists() and (not said.out.is_dir() or any(said.out.iterdir())):
             raise UserError(f"--out {said.out}: holds other files already; choose another folder")
         return
-    asked = json.loads(path.read_text(encoding="utf-8"))["asked"]
+    begun = json.loads(path.read_text(encoding="utf-8"))
     for key, value in _asked(said).items():
-        if asked.get(key) != value:
+        if (before := begun["asked"].get(key)) != value:
             option = f"--{key.replace('_', '-')}"
-            raise UserError(f"--out {said.out} was begun with {option} {asked.get(key)}: give another --out")
+            raise UserError(f"--out {said.out} was begun with {option} {before}: give another --out")
+    now = {str(image.relative_to(said.images)) for image in photographs.images}
+    if other := sorted(now ^ set(begun["images"])):
+        raise UserError(
+            f"--out {said.out} was begun with {len(begun['images'])} images of {said.images}, which has {len(now)} now "
+            f"(the first other one: {other[0]}): give another --out, so that all is scored on the same"
+        )
 
 
-def _describe(photographs: Photographs, labelled: int, console: Console) -> None:
+def _describe(photographs: Photographs, labels: dict[Path, Path], label_folder: Path | None, console: Console) -> None:
     sizes = sorted(photographs.sizes.items(), key=lambda item: -item[1])
     shown = ", ".join(f"{count} of {width}x{height}" for (height, width), count in sizes[:3])
     more = f" and {len(sizes) - 3} other sizes" if len(sizes) > 3 else ""
-    labels = f", {labelled} with labels" if labelled else ""
-    say(console, f"{photographs.folder}: {len(photographs.images)} images{labels}; {shown}{more}")
+    labelled = f", {len(labels)} with labels" if labels else ""
+    say(console, f"{photographs.folder}: {len(photographs.images)} images{labelled}; {shown}{more}")
+    used = set(labels.values())
+    files = sorted(files_below(label_folder)) if label_folder else []
+    if unused := [path for path in files if path.suffix.lower() == ".png" and path not in used]:
+        text = f"{len(unused)} label maps have no image of their name, for example {unused[0]}"
+        console.print(Text(text, style="yellow"), soft_wrap=True)
     for line in (photographs.left_out, *(f"✗ {fault}" for fault in photographs.faults)):
         if line:
             console.print(Text(line, style="yellow"), soft_wrap=True)
@@ -155,11 +193,11 @@ def _link(photographs: Photographs, labels: dict[Path, Path], plan: Plan, folder
     return apart
 
 
-def _write_data(plan: Plan, source: Source, score_classes: str | None, out: Path, *, with_labels: bool) -> None:
+def _write_data(plan: Plan, source: Source, score_classes: str | None, out: Path, label_values: str | None) -> None:
     classes = source.classes.name
     if classes not in NAMED:
         classes = str((out / "source.classes.yaml").absolute())
-    content = data_config(plan, (out / "images").absolute(), classes, score_classes, with_labels=with_labels)
+    content = data_config(plan, (out / "images").absolute(), classes, score_classes, label_values)
     write_whole(out / "data.yaml", yaml.safe_dump(content, sort_keys=False).encode())
 
 

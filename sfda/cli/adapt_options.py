@@ -22,6 +22,8 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--labels", type=Path, metavar="FOLDER", help=labels)
     classes = "class set of the label maps, and what is scored (default: the classes of the network)"
     found.add_argument("--classes", metavar="FILE", help=classes)
+    values = "what label maps in Cityscapes classes hold (default: label_ids)"
+    found.add_argument("--label-values", choices=("label_ids", "train_ids"), default="label_ids", help=values)
     methods = "auto (averaged views, and AdaBN where there is BatchNorm), or names of methods, the best hope first"
     found.add_argument("--method", nargs="+", default=["auto"], metavar="NAME", help=methods)
     found.add_argument("--minutes", type=float, default=10, metavar="N", help="time that there is (default: 10)")

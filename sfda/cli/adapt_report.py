@@ -5,6 +5,7 @@ import json
 import math
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich import box
 from rich.console import Console
@@ -37,12 +38,13 @@ LABELLED = {
 }
 UNLABELLED = (
     "without labels: agreement between views of an image, and InfoMax: the higher the better, of models that did not "
-    "train on them; entropy and confidence say how sure a model is, not how right"
+    "train on them (of single views, so that averaging them changes nothing); entropy and confidence say how sure a "
+    "model is, not how right"
 )
 
 
-def print_plan(plan: Plan, console: Console) -> None:
-    """How long each method is expected to take, and what it gets."""
+def print_plan(plan: Plan, console: Console, minutes: float) -> None:
+    """How long each method is expected to take, and what it gets, of so many minutes."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("plan")
     table.add_column("what it does")
@@ -53,6 +55,8 @@ def print_plan(plan: Plan, console: Console) -> None:
     height, width = plan.size
     line = f"images enter the network at {width}x{height}, {1000 * plan.pass_seconds:.0f} ms per image; "
     line += f"{plan.scored} images are scored; about {duration(plan.total())} in all"
+    if plan.total() > 60 * minutes:
+        line += f", which is the least and more than --minutes {minutes:g}"
     console.print(Text(line), soft_wrap=True)
 
 
@@ -114,7 +118,7 @@ def finish(
     if report.is_file():
         alpha = json.loads(report.read_text(encoding="utf-8"))["alpha"]
         mixed = f"{100 * alpha:g} % of the target's BatchNorm statistics are mixed in"
-        words.append(mixed if alpha else "the source model's BatchNorm statistics are kept (α = 0)")
+        words.append(mixed if alpha else "nothing is adapted: the source model's BatchNorm statistics are kept (α = 0)")
     say(console, "; ".join(words), f"Open {out / 'before_after.png'}: before and after")
     commands = [line for stage in stages for line in _commands(stage)]
     labels = (
@@ -126,8 +130,13 @@ def finish(
         f"export --run {run.folder} --format onnx",
     ]
     commands += [f"sfda {words}" for words in further]
-    write_whole(out / "commands.sh", ("\n".join(commands) + "\n").encode())
-    say(console, f"{seconds:.0f} s. Every command that this stood for is in {out / 'commands.sh'}; next:")
+    head = [
+        "# What `sfda adapt` stood for. What is there is never overwritten: give another --out to run it again.",
+        f"cd {shlex.quote(str(Path.cwd()))}",
+    ]
+    write_whole(out / "commands.sh", ("\n".join([*head, *commands]) + "\n").encode())
+    slower = f" (--minutes {said.minutes:g}: slower than timed)" if seconds > 60 * said.minutes else ""
+    say(console, f"{seconds:.0f} s{slower}. Every command that this stood for is in {out / 'commands.sh'}; next:")
     say(console, *(f"  sfda {words}" for words in further))
 
 

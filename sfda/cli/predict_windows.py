@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -25,7 +26,8 @@ def label_image(method: Method, image: Array, size: tuple[int, int] | None, name
     """Confidence (H, W) and train ids (H, W) of an image (H, W, 3), both at its own size.
 
     The image is brought to `size` before the network. Where there is none and the image has more than `LARGEST`
-    pixels, windows that overlap are predicted, and their probabilities blended.
+    pixels, windows that overlap are predicted, and their probabilities blended. Where there is one, such an image gets
+    the labels of `LARGEST` pixels, enlarged: more than that the network has not seen of it.
 
     Raises:
         UserError: the network gives NaN.
@@ -33,8 +35,14 @@ def label_image(method: Method, image: Array, size: tuple[int, int] | None, name
     if size is None and image.shape[0] * image.shape[1] > LARGEST:
         bands = list(_bands(method, image, name))
         return np.concatenate([band[0] for band in bands]), np.concatenate([band[1] for band in bands])
-    probabilities = _probabilities(method, resize_image(image, size), (image.shape[0], image.shape[1]), name)
-    return _top(probabilities)
+    height, width = image.shape[:2]
+    factor = min(1.0, math.sqrt(LARGEST / (height * width)))
+    output = (max(1, round(factor * height)), max(1, round(factor * width)))
+    confidence, classes = _top(_probabilities(method, resize_image(image, size), output, name))
+    if factor < 1:
+        confidence = cv2.resize(confidence, (width, height), interpolation=cv2.INTER_LINEAR)
+        classes = cv2.resize(classes, (width, height), interpolation=cv2.INTER_NEAREST)
+    return np.asarray(confidence, dtype=np.float32), np.asarray(classes, dtype=np.uint8)
 
 
 def window_starts(length: int) -> list[int]:

@@ -13,7 +13,7 @@ from sfda.networks.import_weights import clear_subnormals, depth, import_weights
 from sfda.networks.options import NetworkOptions
 from sfda.networks.segmenter import Segmenter
 from sfda.networks.weights_file import WeightsFile, describe_tensors, read_weights
-from sfda.runs.checkpoints import load_source_network, read_checkpoint, stored_options
+from sfda.runs.checkpoints import load_source_network, read_checkpoint, refuse_broken_weights, stored_options
 from sfda.runs.run import Run
 from sfda.yaml_files import read_mapping
 
@@ -171,6 +171,7 @@ def _import(weights: WeightsFile, network: str, classes: ClassSet, said: argpars
     options = options_of(said)
     segmenter = build_network(network, len(classes), options=options)
     place, match = import_weights(segmenter, weights, said.key, said.without)
+    refuse_broken_weights(segmenter.network.state_dict(), str(weights.path))
     where = f" under {place!r}" if place else ""
     lines = [f"{weights.path}: {weights.form}; {match.used} tensors{where} fill {network}"]
     lines += [

@@ -16,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> 
     parser.add_argument("--pixel-range", type=int, choices=(1, 255), default=1, help="largest value of these images")
     for name, what in (("mean", "mean"), ("std", "standard deviation")):
         text = f"{what} per channel, in the order and range that the network takes"
+        text += "; what divides the input once more is a factor of the deviation" if name == "std" else ""
         parser.add_argument(f"--{name}", type=float, nargs=3, metavar="X", help=text)
     more = "further facts, as YAML: {head: decoder.conv, multiple: 32, align_corners: true, output: aux, backbone: net}"
     parser.add_argument("--network-options", type=yaml.safe_load, metavar="YAML", help=more)

@@ -19,7 +19,7 @@ from sfda.networks.build import build_network
 from sfda.networks.import_weights import best_match, describe_misfit
 from sfda.networks.matching import COUNTER
 from sfda.networks.weights_file import WeightsFile, describe_tensors, read_weights
-from sfda.runs.checkpoints import source_checkpoint, write_checkpoint
+from sfda.runs.checkpoints import refuse_broken_weights, source_checkpoint, write_checkpoint
 
 ENDS = 4
 """Tensors that are shown from the beginning and from the end of a place."""
@@ -75,6 +75,7 @@ def _show_fit(weights: WeightsFile, said: argparse.Namespace, console: Console) 
     if not match.is_whole:
         misfit = describe_misfit(match, wanted, found, segmenter.num_outputs)
         raise UserError(f"{weights.path} does not fit {said.network}: {misfit}")
+    refuse_broken_weights({name: found[theirs] for name, theirs in match.renamed.items()}, str(weights.path))
 
 
 # ---------------------------------------------------------------- import

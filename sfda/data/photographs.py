@@ -19,6 +19,8 @@ _SUFFIXES = re.compile(
     r"_(leftImg8bit|gtFine_labelIds|gtFine_labelTrainIds|labelIds|labelTrainIds|trainIds|labels?|mask|gt)$"
 )
 """What names of images or of their labels end with, in published data sets and in annotation tools."""
+OWN = ("adapt.json", "predict.json")
+"""Files by which a folder is known that `sfda adapt` or `sfda predict` filled: its pictures are no photographs."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,11 @@ def look_over(folder: Path, option: str = "--images") -> Photographs:
     if not folder.is_dir():
         what = "a file; give the folder it is in" if folder.is_file() else "no such folder"
         raise UserError(f"{option} {folder}: {what}")
-    files = sorted(files_below(folder))
+    files, written = _without_own(sorted(files_below(folder)))
     found = [path for path in files if path.suffix.lower() in IMAGE_TYPES]
     left_out = describe_left_out([path for path in files if path.suffix.lower() not in IMAGE_TYPES])
+    if written:
+        left_out = "; ".join(filter(None, [f"left out, since sfda wrote it: {', '.join(map(str, written))}", left_out]))
     if not found:
         raise UserError(f"{option} {folder}: no image ({', '.join(IMAGE_TYPES)}) there{left_out and f'; {left_out}'}")
     looked_at = [(path, _size_or_fault(path)) for path in found]
@@ -73,6 +77,12 @@ def look_over(folder: Path, option: str = "--images") -> Photographs:
     if not images:
         raise UserError(f"{option} {folder}: none of its {len(found)} images can be used, the first: {faults[0]}")
     return Photographs(folder, tuple(images), sizes, tuple(faults), left_out)
+
+
+def _without_own(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Files without those of folders that `sfda adapt` and `sfda predict` filled, and these folders."""
+    written = sorted({path.parent for path in files if path.name in OWN})
+    return [path for path in files if not any(folder in path.parents for folder in written)], written
 
 
 def _size_or_fault(path: Path) -> Size | UnreadableFile:
@@ -100,7 +110,7 @@ def labels_of(images: Sequence[Path], folder: Path, labels: Path) -> dict[Path, 
     """The label file of each image that has one: of the same name, whatever they end with.
 
     Raises:
-        UserError: no such folder of labels, or none of them belongs to an image, or two belong to one.
+        UserError: no such folder of labels, or none of them belongs to an image, or two belong to one, or one to two.
     """
     if not labels.is_dir():
         raise UserError(f"--labels {labels}: no such folder")
@@ -112,6 +122,10 @@ def labels_of(images: Sequence[Path], folder: Path, labels: Path) -> dict[Path, 
                 raise UserError(f"--labels {labels}: {found[name]} and {path} are labels of one image; keep one")
             found[name] = path
     pairs = {image: found[name] for image in images if (name := _frame(image, folder)) in found}
+    owner: dict[Path, Path] = {}
+    for image, label in pairs.items():
+        if owner.setdefault(label, image) != image:
+            raise UserError(f"--labels {labels}: {owner[label]} and {image} would both have {label}: rename one image")
     if not pairs:
         example = f", such as {next(iter(found.values()))}," if found else ""
         raise UserError(

@@ -173,12 +173,15 @@ def _words(plan: Plan, method: str, source_config: Path, data: Path) -> list[str
 
 
 def data_config(
-    plan: Plan, folder: Path, classes: str, score_classes: str | None, *, with_labels: bool
+    plan: Plan, folder: Path, classes: str, score_classes: str | None, label_values: str | None
 ) -> dict[str, Any]:
-    """The data fragment of images that lie linked below `folder`: ``train``, ``val`` and, with labels, ``labels``."""
+    """The data fragment of images that lie linked below `folder`: ``train``, ``val`` and, with labels, ``labels``.
+
+    `label_values` is what these hold, None where there are none.
+    """
     target = {"layout": "folder", "root": str(folder), "train_images": "train", "val_images": "val"}
-    if with_labels:
-        target |= {"val_labels": "labels", "classes": score_classes or classes}
+    if label_values is not None:
+        target |= {"val_labels": "labels", "classes": score_classes or classes, "label_values": label_values}
     options = {
         "target": target,
         "classes": classes,

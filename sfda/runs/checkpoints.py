@@ -74,12 +74,16 @@ def read_checkpoint(path: str) -> dict[str, Any]:
             f"`sfda weights import {path} --network NAME --out source.ckpt`"
         )
     _refuse_other_than_named(checkpoint["state_dict"], f"state_dict of {path}")
-    _refuse_broken_weights(checkpoint["state_dict"], path)
+    refuse_broken_weights(checkpoint["state_dict"], path)
     return checkpoint
 
 
-def _refuse_broken_weights(state: dict[str, Any], path: str) -> None:
-    """No weight is NaN or +∞ (−∞ stands in the masks of attention), no variance negative."""
+def refuse_broken_weights(state: Mapping[str, Any], path: str) -> None:
+    """No weight is NaN or +∞ (−∞ stands in the masks of attention), no variance negative.
+
+    Raises:
+        UserError: one is.
+    """
     for name, value in state.items():
         if not (isinstance(value, Tensor) and value.is_floating_point()):
             continue

@@ -80,3 +80,19 @@ def test_links_have_names_of_their_own(tmp_path):
 def test_spread_takes_first_and_is_even():
     assert spread(range(10), 5) == [0, 2, 4, 6, 8]
     assert spread("abc", 5) == ["a", "b", "c"]
+
+
+def test_what_sfda_wrote_is_no_photograph(tmp_path):
+    image(tmp_path / "a.png")
+    image(tmp_path / "predictions/deep/a_overlay.png")
+    (tmp_path / "predictions/predict.json").write_text("{}")
+    found = look_over(tmp_path)
+    assert [path.name for path in found.images] == ["a.png"]
+    assert found.left_out == f"left out, since sfda wrote it: {tmp_path / 'predictions'}"
+
+
+def test_one_label_is_not_that_of_two_images(tmp_path):
+    images = [image(tmp_path / "images/a.png"), image(tmp_path / "images/a.jpg")]
+    image(tmp_path / "labels/a.png")
+    with pytest.raises(UserError, match=r"a\.png and .*a\.jpg would both have .*labels/a\.png: rename one"):
+        labels_of(images, tmp_path / "images", tmp_path / "labels")

@@ -51,7 +51,7 @@ def test_every_stage_is_a_command_that_can_be_typed(tmp_path):
     source = tmp_path / "source.yaml"
     source.write_text("model: {init_args: {network: a.b, source_checkpoint: s.ckpt}}\n")
     data = tmp_path / "data.yaml"
-    data.write_text(yaml.safe_dump(data_config(plan, tmp_path, "cityscapes19", None, with_labels=False)))
+    data.write_text(yaml.safe_dump(data_config(plan, tmp_path, "cityscapes19", None, None)))
     for stage in stages_of(plan, tmp_path, source, data):
         config = expand("fit", stage.words()).config
         assert config["model"]["init_args"]["source_checkpoint"] == "s.ckpt"
