@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -99,6 +100,7 @@ def test_adapt_ends_with_a_model_a_table_and_a_picture(weights, photographs, in_
     assert "photographs: 16 images; 16 of 64x32" in said
     assert "infomax" in said
     assert "adapted model:" in said
+    assert re.search(r"ada_bn\+multi_scale: (better than the source|worse than the source|cannot tell) \(", said)
     folder = tmp_path / "out"
     assert [command[0] for command in in_this_process] == ["validate", "validate", "fit", "validate"]
     for picture in ("source.png", "before_after.png"):
@@ -208,6 +210,7 @@ def test_labels_score_and_are_adapted_to_by_nothing(
     assert "16 images, 3 with labels" in said
     assert "has seen these images too" in " ".join(said.split())  # 13 others are too few to gather from
     assert "mIoU" in said
+    assert "on 3 labelled images, 95 % interval" in said
     row = json.loads((tmp_path / "out/tent/result.json").read_text())
     assert row["labels_read"] is None
     assert 0 <= row["target_miou"] <= 1

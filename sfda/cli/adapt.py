@@ -3,7 +3,7 @@
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from rich.text import Text
 
 from sfda.cli.adapt_picture import draw_before_after, draw_source
 from sfda.cli.adapt_report import finish, print_plan, print_table, say, warn_of_few_classes
+from sfda.cli.judge import describe, look
 from sfda.cli.preprocessing import warn_of_preprocessing
 from sfda.cli.source import Source, open_source
 from sfda.cli.weights import write_source
@@ -27,7 +28,16 @@ from sfda.networks.batch_norm import batch_norm_layers
 from sfda.networks.timing import pass_seconds
 from sfda.processes import preload
 from sfda.progress import status, table_console
-from sfda.runs.adaptation import MOST_PIXELS, Plan, data_config, make_plan, methods_asked_for, plan_of, stages_of
+from sfda.runs.adaptation import (
+    JUDGED,
+    MOST_PIXELS,
+    Plan,
+    data_config,
+    make_plan,
+    methods_asked_for,
+    plan_of,
+    stages_of,
+)
 from sfda.runs.engine import Stage, fit, has_fit, score
 from sfda.runs.experiment import data_options
 from sfda.yaml_files import read_mapping
@@ -82,8 +92,8 @@ def adapt(said: argparse.Namespace) -> int:
         _run(console, stage, f"{number}/{len(stages)} {stage.name}")
         if number == 1:
             warn_of_few_classes(stage.run.row(), console)
-    chosen = _choose(stages)
     print_table([stage.run for stage in stages], console, with_labels=bool(labels), apart=apart)
+    chosen = _choose(console, stages, photographs, labels)
     picture = out / "before_after.png"
     changed = draw_before_after(stages[0].run, chosen.run, spread(photographs.images, 6), plan.size, picture)
     finish(console, said, stages, chosen, changed, time.monotonic() - begun)
@@ -209,7 +219,14 @@ def _run(console: Console, stage: Stage, title: str) -> None:
     score(console, stage, title)
 
 
-def _choose(stages: Sequence[Stage]) -> Stage:
-    """What is recommended: the last one of ``auto``, or the first method that was named; no score is looked at."""
-    named = [stage for stage in stages if not stage.name.startswith("source_only")]
-    return named[0] if named else stages[-1]
+def _choose(console: Console, stages: Sequence[Stage], photographs: Photographs, labels: Mapping[Path, Path]) -> Stage:
+    """What is recommended: the last one of ``auto``, or the first method that was named, unless it is judged worse."""
+    source = stages[0]
+    named = [stage for stage in stages[1:] if not stage.name.startswith("source_only")]
+    candidate = named[0] if named else stages[-1]
+    if candidate is source:
+        return source
+    found = look({candidate.name: candidate.run}, photographs.images, labels, console, source=source.run, count=JUDGED)
+    verdict = found.verdicts[candidate.name]
+    console.print(describe(candidate.name, verdict), soft_wrap=True)
+    return source if verdict.word == "worse" else candidate

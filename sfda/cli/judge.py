@@ -4,7 +4,7 @@ import argparse
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from sfda.data.layouts import domains_of
 from sfda.data.photographs import labels_of, link_images, look_over, spread
 from sfda.data.readers import SegmentationSet
 from sfda.errors import UserError
-from sfda.judging.bootstrap import Confusions, mean_iou, paired_interval
+from sfda.judging.bootstrap import Confusions, Interval, mean_iou, paired_interval
 from sfda.judging.evidence import Evidence, Model, look_at, together
 from sfda.judging.verdict import Verdict, judge_with_labels, judge_without_labels
 from sfda.methods import Method
@@ -31,6 +31,16 @@ from sfda.runs.run import Run
 GATHERED = 16
 """Images that the second judge has the statistics of."""
 SOURCE = "source"
+COUNT = 24
+"""Images that are looked at, where nobody says how many."""
+
+
+class Findings(NamedTuple):
+    """What came out: a table of all models, what it is about, and a verdict per run."""
+
+    table: Table
+    caption: str
+    verdicts: dict[str, Verdict]
 
 
 def judge(said: argparse.Namespace) -> int:
@@ -42,33 +52,63 @@ def judge(said: argparse.Namespace) -> int:
     if said.count < 2:
         raise UserError(f"--count {said.count}: at least 2 images, so that what differs is told from chance")
     runs = {_name(folder, said.runs): Run(folder) for folder in said.runs}
-    photographs = look_over(said.images)
-    labels = labels_of(photographs.images, said.images, said.labels) if said.labels else {}
-    judged = what_is_common(list(runs.values()), said.classes)
-    methods = {SOURCE: source_of(list(runs.values()), said.source)}
-    methods |= {name: load_fixed_method(run, num_classes_of(run)) for name, run in runs.items()}
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    models = {name: judged.model(method.to(device)) for name, method in methods.items()}
+    images = look_over(said.images).images
+    labels = labels_of(images, said.images, said.labels) if said.labels else {}
     console = table_console()
-    if labels:
-        chosen = spread(list(labels), said.count)
-        confusions = _confusions(models, judged, {image: labels[image] for image in chosen}, said, console)
-        _print_labelled(confusions, console)
-        verdicts = {
-            name: judge_with_labels(paired_interval(confusions[SOURCE], each), len(each))
-            for name, each in confusions.items()
-            if name != SOURCE
-        }
-    else:
-        chosen = spread(photographs.images, said.count)
-        evidence = _gather(models, judged, methods[SOURCE], chosen, console)
-        _print_unlabelled(evidence, console)
-        verdicts = {
-            name: judge_without_labels(evidence[SOURCE], evidence[name], type(methods[name]).optimises) for name in runs
-        }
-    for name, verdict in verdicts.items():
-        _say(name, verdict, console)
+    source = Run(said.source) if said.source else None
+    found = look(runs, images, labels, console, source=source, classes=said.classes, count=said.count)
+    console.print(found.table)
+    console.print(Text(found.caption), soft_wrap=True)
+    for name, verdict in found.verdicts.items():
+        console.print(describe(name, verdict), soft_wrap=True)
     return 0
+
+
+def look(
+    runs: Mapping[str, Run],
+    images: Sequence[Path],
+    labels: Mapping[Path, Path],
+    console: Console,
+    *,
+    source: Run | None = None,
+    classes: str | None = None,
+    count: int = COUNT,
+) -> Findings:
+    """Compare runs with their source model on images, by the labels of those that have some.
+
+    Args:
+        runs: The runs by name.
+        images: All images.
+        labels: Image → label map.
+        console: Where progress is shown.
+        source: The run of the source model; None: what the runs started from.
+        classes: Class set of the label maps; None: what the runs score.
+        count: Images that are looked at at most.
+
+    Raises:
+        UserError: the runs cannot be compared, or a file cannot be used.
+    """
+    judged = what_is_common(list(runs.values()), classes)
+    methods = {SOURCE: source_of(list(runs.values()), source)}
+    methods |= {name: load_fixed_method(run, num_classes_of(run)) for name, run in runs.items()}
+    models = {name: judged.model(method.to(judged.device)) for name, method in methods.items()}
+    if labels:
+        chosen = {image: labels[image] for image in spread(list(labels), count)}
+        confusions = _confusions(models, judged, chosen, console)
+        intervals = {name: paired_interval(confusions[SOURCE], confusions[name]) for name in runs}
+        verdicts = {name: judge_with_labels(interval, len(chosen)) for name, interval in intervals.items()}
+        caption = f"{len(chosen)} labelled images; paired bootstrap over images: of other streets it says nothing"
+        return Findings(_labelled(confusions, intervals), caption, verdicts)
+    evidence = _gather(models, judged, methods[SOURCE], spread(images, count), console)
+    source_evidence = evidence[SOURCE]
+    verdicts = {
+        name: judge_without_labels(source_evidence, evidence[name], type(methods[name]).optimises) for name in runs
+    }
+    caption = (
+        f"without labels, {len(source_evidence.views)} images. The second judge is the source model with some of the "
+        "images' statistics, or averaged views; drift: how far the classes' shares lie from its"
+    )
+    return Findings(_unlabelled(evidence), caption, verdicts)
 
 
 def _name(folder: Path, folders: Sequence[Path]) -> str:
@@ -86,14 +126,14 @@ def _gather(
     rows: dict[str, list[Evidence]] = {name: [] for name in models}
     with progress(console, "judging", len(images)) as advance:
         for path in images:
-            image = judged.tensor(read_image(path)).to(source.device)
+            image = judged.tensor(read_image(path))
             for name, row in look_at(image, models[SOURCE], second, models).items():
                 rows[name].append(row)
             advance(1)
     return {name: together(each) for name, each in rows.items()}
 
 
-def _print_unlabelled(evidence: Mapping[str, Evidence], console: Console) -> None:
+def _unlabelled(evidence: Mapping[str, Evidence]) -> Table:
     headings = ("views\nagree %", "perturbed\nagree %", "judge\nagrees %", "InfoMax\nnats", "classes\nseen %")
     table = _table(*headings, "drift\n%", "changed\n%")
     for name, each in evidence.items():
@@ -104,12 +144,7 @@ def _print_unlabelled(evidence: Mapping[str, Evidence], console: Console) -> Non
             f"{each.infomax:.3f}",
             *(f"{100 * value:.0f}" for value in (each.coverage, each.drift, 1 - each.kept.mean())),
         )
-    console.print(table)
-    _line(
-        console,
-        f"without labels, {len(next(iter(evidence.values())).views)} images. The second judge is the source model "
-        "with some of the images' statistics, or averaged views; drift: how far the classes' shares lie from its",
-    )
+    return table
 
 
 # ---------------------------------------------------------------- with labels
@@ -120,12 +155,11 @@ def _confusions(
     models: Mapping[str, Model],
     judged: Judged,
     pairs: Mapping[Path, Path],
-    said: argparse.Namespace,
     console: Console,
 ) -> dict[str, Confusions]:
     found: dict[str, list[Any]] = {name: [] for name in models}
     with tempfile.TemporaryDirectory(prefix="sfda-judge-") as temporary:
-        samples = _samples(pairs, Path(temporary), judged, said.classes)
+        samples = _samples(pairs, Path(temporary), judged)
         with progress(console, "scoring", len(samples)) as advance:
             for index in range(len(samples)):
                 sample = samples.read(index)
@@ -139,26 +173,24 @@ def _confusions(
     return {name: np.stack(each) for name, each in found.items()}
 
 
-def _samples(pairs: Mapping[Path, Path], folder: Path, judged: Judged, classes: str | None) -> SegmentationSet:
+def _samples(pairs: Mapping[Path, Path], folder: Path, judged: Judged) -> SegmentationSet:
     names = {image: f"{number:06d}" for number, image in enumerate(pairs)}
     link_images(((names[image], image) for image in pairs), folder / "val")
     link_images(((names[image], label) for image, label in pairs.items()), folder / "labels")
     target = {"layout": "folder", "root": str(folder), "val_images": "val", "val_labels": "labels"}
-    options = {"target": {**target, "train_images": "val", "classes": classes or judged.scored.name}}
+    options = {"target": {**target, "train_images": "val", **judged.label_options}}
     return SegmentationSet(domains_of(options)["target"], "val", True, judged.scored)
 
 
-def _print_labelled(confusions: Mapping[str, Confusions], console: Console) -> None:
+def _labelled(confusions: Mapping[str, Confusions], intervals: Mapping[str, Interval]) -> Table:
     table = _table("mIoU\n%", "to the\nsource", "95 %\ninterval")
     for name, each in confusions.items():
         row = [name, f"{100 * float(mean_iou(each.sum(0))):.1f}"]
-        if name != SOURCE:
-            interval = paired_interval(confusions[SOURCE], each)
-            row += [f"{100 * interval.difference:+.1f}", f"{100 * interval.low:+.1f} … {100 * interval.high:+.1f}"]
+        if name in intervals:
+            difference, low, high = (f"{100 * value:+.1f}" for value in intervals[name])
+            row += [difference, f"{low} … {high}"]
         table.add_row(*row)
-    console.print(table)
-    count = len(confusions[SOURCE])
-    _line(console, f"{count} labelled images; paired bootstrap over images: of other streets it says nothing")
+    return table
 
 
 def _table(*headings: str) -> Table:
@@ -169,11 +201,8 @@ def _table(*headings: str) -> Table:
     return table
 
 
-def _say(name: str, verdict: Verdict, console: Console) -> None:
+def describe(name: str, verdict: Verdict) -> Text:
+    """The verdict on a run, in one line."""
     colour = {"better": "green", "worse": "red"}.get(verdict.word, "yellow")
     word = verdict.word if verdict.word == "cannot tell" else f"{verdict.word} than the source"
-    console.print(Text.assemble((f"{name}: {word}", colour), f" ({'; '.join(verdict.reasons)})"), soft_wrap=True)
-
-
-def _line(console: Console, text: str) -> None:
-    console.print(Text(text), soft_wrap=True)
+    return Text.assemble((f"{name}: {word}", colour), f" ({'; '.join(verdict.reasons)})")

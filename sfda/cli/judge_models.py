@@ -1,7 +1,7 @@
 """The models that are judged: runs, the source model that they started from, and the second judge."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,11 +35,15 @@ class Judged:
         scored: The scored classes.
         groups: The scored class of each predicted one, or None.
         size: (height, width) at which the networks see the images; None: as they are.
+        device: Where the models are.
+        label_options: What the label maps hold, as a `Domain` says it.
     """
 
     scored: ClassSet
     groups: Tensor | None
     size: Size | None
+    device: str
+    label_options: Mapping[str, str]
 
     def over_scored(self, probabilities: Tensor) -> Tensor:
         """(B, C, H, W) → (B, C_scored, H, W)."""
@@ -50,7 +54,7 @@ class Judged:
     def tensor(self, image: Any) -> Tensor:
         """Pixels (H, W, 3), 0-255 → (1, 3, *size) in [0, 1]."""
         pixels = np.ascontiguousarray(resize_image(image, self.size).transpose(2, 0, 1))
-        return torch.from_numpy(pixels)[None].float() / 255
+        return torch.from_numpy(pixels)[None].to(self.device).float() / 255
 
     def model(self, method: Method) -> Model:
         """A method, over the scored classes."""
@@ -82,17 +86,22 @@ def what_is_common(runs: Sequence[Run], score_classes: str | None) -> Judged:
     scored = load_class_set(score_classes or first.get("score_classes") or classes.name)
     groups = score_groups(classes, scored)
     size = first.get("size")
-    return Judged(scored, None if groups is None else torch.from_numpy(groups).long(), tuple(size) if size else None)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    table = None if groups is None else torch.from_numpy(groups).long()
+    told = first["target"]
+    labels = {key: told[key] for key in ("classes", "label_values") if told.get(key)}
+    labels = {"classes": score_classes} if score_classes else {"classes": scored.name, **labels}
+    return Judged(scored, table, tuple(size) if size else None, device, labels)
 
 
-def source_of(runs: Sequence[Run], source: Path | None) -> Method:
+def source_of(runs: Sequence[Run], source: Run | None) -> Method:
     """The source model: a run of its own, or the checkpoint that all runs started from.
 
     Raises:
         UserError: they started from several, or from none.
     """
     if source is not None:
-        return load_fixed_method(Run(source), num_classes_of(Run(source)))
+        return load_fixed_method(source, num_classes_of(source))
     options = [run.model() for run in runs]
     checkpoints = sorted({str(each.get("source_checkpoint")) for each in options})
     if len(checkpoints) > 1 or checkpoints == ["None"]:
@@ -116,7 +125,7 @@ def second_judge(source: Method, judged: Judged, images: Sequence[Path]) -> Pred
     other = copy.deepcopy(source)
     with BatchStatistics(other.network) as gathered:
         for path in images:
-            other.network(judged.tensor(read_image(path)).to(other.device))
+            other.network(judged.tensor(read_image(path)))
     mix_statistics(other.network, read_statistics(other.network), gathered.reduce().mean_and_variance(), JUDGE_ALPHA)
 
     def predict(image: Tensor, size: Size) -> Tensor:

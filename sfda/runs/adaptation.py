@@ -19,6 +19,10 @@ AGREEMENT_VIEWS = 5
 """Passes per image of the label-free score that each run gets."""
 ALPHAS = 8
 """Values of α that AdaBN scores, each by `AGREEMENT_VIEWS` passes per image."""
+JUDGED = 12
+"""Images that the recommended model is judged on."""
+JUDGING = 24
+"""Passes per image of that, for it and the source model."""
 BACKWARD = 2
 """Passes that a backward pass takes as long as."""
 STEPS = (20, 200)
@@ -65,7 +69,8 @@ class Plan:
 
     def total(self) -> float:
         """About how long all of it takes, in seconds."""
-        return sum(self.seconds(method) for method in self.methods)
+        judging = JUDGING * min(JUDGED, self.scored) * self.pass_seconds if len(self.methods) > 1 else 0.0
+        return sum(self.seconds(method) for method in self.methods) + judging
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON keeps it."""
