@@ -14,6 +14,7 @@ import yaml
 from PIL import Image
 
 from sfda.cli.main import main
+from sfda.judging.verdict import Verdict
 from sfda.networks.build import build_network
 from sfda.runs import engine
 from tiny_network import build
@@ -99,8 +100,8 @@ def test_adapt_ends_with_a_model_a_table_and_a_picture(weights, photographs, in_
     said = capsys.readouterr().out
     assert "photographs: 16 images; 16 of 64x32" in said
     assert "infomax" in said
-    assert "adapted model:" in said
     assert re.search(r"ada_bn\+multi_scale: (better than the source|worse than the source|cannot tell) \(", said)
+    assert "adapted model: " in said or "keep the source model: " in said  # its weights are random
     folder = tmp_path / "out"
     assert [command[0] for command in in_this_process] == ["validate", "validate", "fit", "validate"]
     for picture in ("source.png", "before_after.png"):
@@ -164,6 +165,20 @@ def test_a_source_model_that_sees_one_class_is_warned_of(
     words = ["adapt", "--source", weights, "--network", NETWORK, "--images", photographs, "--out", tmp_path / "out"]
     assert sfda(*words, "--method", "source_only") == 0
     assert ("the source model sees 1.0 classes in these images" in capsys.readouterr().out) == bool(bias)
+
+
+@pytest.mark.medium
+def test_a_model_that_is_judged_worse_is_not_recommended(
+    weights, photographs, in_this_process, sfda, tmp_path, capsys, monkeypatch
+):
+    worse = Verdict("worse", ("class coverage falls from 0.9 to 0.1",))
+    monkeypatch.setattr("sfda.cli.judge.judge_without_labels", lambda *_: worse)
+    words = ["adapt", "--source", weights, "--network", NETWORK, "--images", photographs, "--out", tmp_path / "out"]
+    assert sfda(*words) == 0
+    said = capsys.readouterr().out
+    assert "ada_bn+multi_scale: worse than the source (class coverage falls from 0.9 to 0.1)" in said
+    assert f"keep the source model: {tmp_path / 'out/source_only/selected.ckpt'} (source_only)" in said
+    assert "adapted model:" not in said
 
 
 @pytest.mark.medium

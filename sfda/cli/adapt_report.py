@@ -111,7 +111,7 @@ def finish(
     """
     out, run = chosen.out, chosen.run
     words = [
-        f"adapted model: {run.selected} ({chosen.name})",
+        f"{'keep the source model' if chosen is stages[0] else 'adapted model'}: {run.selected} ({chosen.name})",
         f"{100 * changed:.1f} % of the pixels change their class",
     ]
     report = run.folder / "ada_bn.json"

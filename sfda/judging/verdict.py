@@ -1,4 +1,4 @@
-"""Better, worse, or cannot tell: from evidence without labels, or from labels. Needs no torch.
+"""Better, worse, or cannot tell: from evidence without labels, or from labels.
 
 The limits below were set by hand on few fits, and have not been validated on others: without labels a verdict is a
 hint.
