@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -58,8 +59,20 @@ class Evidence:
     @property
     def infomax(self) -> float:
         """H(mean p) − mean H(p) over all images, in nats."""
-        mean = self.probabilities.mean(axis=0)
-        return float(-(mean * np.log(np.maximum(mean, 1e-30))).sum() - self.entropy.mean())
+        return float(_infomax(self.probabilities.mean(axis=0), self.entropy.mean()))
+
+    @property
+    def information(self) -> Values:
+        """What each image adds to `infomax`: the jackknife's pseudo-values, (N,), whose spread is that of their mean.
+
+        A single image adds all. (Efron and Tibshirani, An Introduction to the Bootstrap, section 11.)
+        """
+        count = len(self.entropy)
+        if count == 1:
+            return np.array([self.infomax])
+        others = (self.probabilities.sum(axis=0) - self.probabilities) / (count - 1)
+        without = _infomax(others, (self.entropy.sum() - self.entropy) / (count - 1))
+        return np.asarray(count * self.infomax - (count - 1) * without)
 
     @property
     def coverage(self) -> float:
@@ -70,6 +83,10 @@ class Evidence:
     def drift(self) -> float:
         """How far the classes' shares lie from those of the second judge: total variation, in [0, 1]."""
         return float(np.abs(self.mass.mean(axis=0) - self.judge_mass.mean(axis=0)).sum() / 2)
+
+
+def _infomax(mean: Values, entropy: Any) -> Any:
+    return -(mean * np.log(np.maximum(mean, 1e-30))).sum(axis=-1) - entropy
 
 
 @torch.inference_mode()

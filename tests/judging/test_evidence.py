@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sfda.judging.evidence import Model, look_at, together
+from sfda.judging.evidence import Evidence, Model, look_at, together
 from sfda.judging.perturbations import GAMMAS, NOISE, perturbations
 from sfda.metrics.label_free import LabelFreeMetrics
 from sfda.metrics.view_agreement import views
@@ -76,3 +76,12 @@ def test_drift_is_half_of_what_the_shares_differ_by():
     found = evidence()
     assert found.drift == pytest.approx(0.5 * np.abs(found.mass.mean(0) - found.judge_mass.mean(0)).sum())
     assert evidence(5.0).drift == 0
+
+
+def test_what_images_add_to_infomax_is_the_jackknife_of_loops():
+    found = evidence()
+    rows = [Evidence(**{name: np.delete(value, i, axis=0) for name, value in vars(found).items()}) for i in range(3)]
+    expected = [3 * found.infomax - 2 * row.infomax for row in rows]
+    np.testing.assert_allclose(found.information, expected, rtol=1e-9)
+    one = Evidence(**{name: value[:1] for name, value in vars(found).items()})
+    assert one.information == pytest.approx([one.infomax])
