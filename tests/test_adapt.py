@@ -2,8 +2,10 @@
 
 import importlib
 import json
+import os
 import re
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -151,6 +153,16 @@ def test_interrupted_in_its_last_run_it_goes_on_there(
     assert sfda(*words) == 0
     assert [command[0] for command in in_this_process] == ["fit", "validate"]
     assert (tmp_path / "out/adapt.json").read_bytes() == plan
+
+
+@pytest.mark.medium
+def test_a_scheduler_may_end_it(weights, photographs, in_this_process, sfda, tmp_path, capsys, monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(engine, "run_sfda", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    words = ["adapt", "--source", weights, "--network", NETWORK, "--images", photographs, "--out", tmp_path / "out"]
+    assert sfda(*words) == 128 + signal.SIGTERM
+    assert "sfda: interrupted (SIGTERM); the same command goes on" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.mark.medium

@@ -5,11 +5,14 @@ Nothing heavy is imported before it is known what is asked for: `sfda --help` an
 
 import argparse
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
+from types import FrameType
 
 from sfda import __version__
 from sfda.errors import Interrupted, UserError
@@ -62,13 +65,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status (2: a mistake that the user can mend)."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     commands: dict[str, Callable[[list[str]], int]] = {
-        "adapt": _adapt,
+        "adapt": partial(_goes_on, _adapt),
         "weights": _weights,
         "fit": partial(_train, "fit"),
         "validate": partial(_train, "validate"),
         "audit": _audit,
-        "compare": _compare,
-        "sweep": _sweep,
+        "compare": partial(_goes_on, _compare),
+        "sweep": partial(_goes_on, _sweep),
         "calibrate": _calibrate,
         "judge": _judge,
         "predict": _predict,
@@ -98,6 +101,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("sfda: interrupted\n")
         return 130
+
+
+def _goes_on(command: Callable[[list[str]], int], arguments: list[str]) -> int:
+    """A command that runs others, and goes on where it was when it is given again: SIGTERM ends both."""
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        raise Interrupted(number, "the same command goes on")
+
+    if threading.current_thread() is not threading.main_thread():
+        return command(arguments)
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        return command(arguments)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _fail(error: UserError) -> int:
