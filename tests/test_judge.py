@@ -61,3 +61,16 @@ def test_what_cannot_be_compared_is_refused(runs, town, sfda, tmp_path, capsys):
     ):
         status, said = judged(sfda, capsys, *words)
         assert (status, message in said) == (2, True), said
+
+
+@pytest.mark.parametrize("size", ["null", "[24, 48]"])
+def test_networks_that_pool_globally_have_a_second_judge(size, town, sfda, tmp_path, capsys):
+    network = ["--model.init_args.network", "tiny_network.build_with_pooling"]
+    assert sfda("fit", *tiny_arguments("source_training", town), *network, "--out", tmp_path / "source") == 0
+    start = tmp_path / "source/selected.ckpt"
+    more = [*network, "--data.init_args.size", size]
+    assert sfda("validate", *tiny_arguments("source_only", town, start), *more, "--out", tmp_path / "run") == 0
+    images = town / "cityscapes/leftImg8bit/val"
+    status, said = judged(sfda, capsys, tmp_path / "run", "--images", images)
+    assert status == 0
+    assert "run: cannot tell (no signal changes clearly)" in said

@@ -20,11 +20,19 @@ from sfda.judging.evidence import Model, Predict
 from sfda.methods import Method
 from sfda.methods.source_only import SourceOnly
 from sfda.metrics.functional import group_probabilities
-from sfda.networks.batch_norm import BatchStatistics, batch_norm_layers, mix_statistics, read_statistics
+from sfda.networks.batch_norm import (
+    BatchStatistics,
+    batch_norm_layers,
+    keep_lone_values,
+    mix_statistics,
+    read_statistics,
+)
 from sfda.runs.run import Run
 
 JUDGE_ALPHA = 0.3
 """How much of the images' BatchNorm statistics the second judge has: what gained on every network tried."""
+BATCH = 4
+"""Images whose statistics are gathered together: those of single ones differ from a whole set's."""
 
 
 @dataclass(frozen=True)
@@ -123,9 +131,12 @@ def second_judge(source: Method, judged: Judged, images: Sequence[Path]) -> Pred
     if not batch_norm_layers(source.network):
         return lambda image, size: judged.over_scored(source.multi_scale_probabilities(image, size))
     other = copy.deepcopy(source)
+    keep_lone_values(other.network)
+    together = BATCH if judged.size else 1  # images of their own sizes are no batch
     with BatchStatistics(other.network) as gathered:
-        for path in images:
-            other.network(judged.tensor(read_image(path)))
+        for start in range(0, len(images), together):
+            batch = [judged.tensor(read_image(path)) for path in images[start : start + together]]
+            other.network(torch.cat(batch))
     mix_statistics(other.network, read_statistics(other.network), gathered.reduce().mean_and_variance(), JUDGE_ALPHA)
 
     def predict(image: Tensor, size: Size) -> Tensor:

@@ -41,8 +41,8 @@ class Evidence:
         perturbed: Share of pixels that keep their class under `perturbations`, in [0, 1].
         judged: Share of pixels that have the class that the second judge gives them, in [0, 1].
         kept: Share of pixels that have the source model's class, in [0, 1].
-        entropy: Mean entropy of a pixel, in nats.
-        probabilities: Mean probabilities, (N, C).
+        entropy: Mean entropy of a pixel, in nats, of one view: averaging views raises it.
+        probabilities: Mean probabilities, (N, C), of one view.
         mass: Share of pixels of each class, (N, C).
         judge_mass: The same of the second judge, (N, C).
     """
@@ -100,9 +100,9 @@ def look_at(image: Tensor, source: Model, judge: Predict, models: Mapping[str, M
 
 def _look(image: Tensor, model: Model, before: Tensor, judged: Tensor) -> Evidence:
     size = (image.shape[-2], image.shape[-1])
-    probabilities = model.predict(image, size).double()
-    classes = top_label(probabilities)[1]
-    plain = top_label(model.single(image, size))[1]
+    classes = top_label(model.predict(image, size))[1]
+    probabilities = model.single(image, size).double()
+    plain = top_label(probabilities)[1]
     perturbed = [_same(top_label(model.single(other, size))[1], plain) for other in perturbations(image)]
     count = probabilities.shape[1]
     return Evidence(
