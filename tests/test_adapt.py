@@ -184,7 +184,7 @@ def test_a_model_that_is_judged_worse_is_not_recommended(
     weights, photographs, in_this_process, sfda, tmp_path, capsys, monkeypatch
 ):
     worse = Verdict("worse", ("class coverage falls from 0.9 to 0.1",))
-    monkeypatch.setattr("sfda.cli.judge.judge_without_labels", lambda *_: worse)
+    monkeypatch.setattr("sfda.cli.judge.judge_without_labels", lambda *_, **__: worse)
     words = ["adapt", "--source", weights, "--network", NETWORK, "--images", photographs, "--out", tmp_path / "out"]
     assert sfda(*words) == 0
     said = capsys.readouterr().out

@@ -31,7 +31,7 @@ def test_runs_are_judged_without_labels(runs, town, sfda, capsys):
     status, said = judged(sfda, capsys, *runs, "--images", town / "cityscapes/leftImg8bit/train", "--count", 8)
     assert status == 0
     assert "without labels, 8 images" in said
-    assert "source_only: cannot tell (no signal changes clearly)" in said
+    assert "source_only: cannot tell (no score changes clearly)" in said
     assert re.search(r"tent: (worse than the source|cannot tell) \(.*second judge falls", said)
 
 
@@ -73,4 +73,4 @@ def test_networks_that_pool_globally_have_a_second_judge(size, town, sfda, tmp_p
     images = town / "cityscapes/leftImg8bit/val"
     status, said = judged(sfda, capsys, tmp_path / "run", "--images", images)
     assert status == 0
-    assert "run: cannot tell (no signal changes clearly)" in said
+    assert "run: cannot tell (no score changes clearly)" in said

@@ -24,6 +24,7 @@ from sfda.judging.bootstrap import Confusions, Interval, mean_iou, paired_interv
 from sfda.judging.evidence import Evidence, Model, look_at, together
 from sfda.judging.verdict import Verdict, judge_with_labels, judge_without_labels
 from sfda.methods import Method
+from sfda.methods.kinds.trained import TrainedMethod
 from sfda.metrics.functional import score_sums
 from sfda.progress import progress, table_console
 from sfda.runs.run import Run
@@ -102,7 +103,13 @@ def look(
     evidence = _gather(models, judged, methods[SOURCE], spread(images, count), console)
     source_evidence = evidence[SOURCE]
     verdicts = {
-        name: judge_without_labels(source_evidence, evidence[name], type(methods[name]).optimises) for name in runs
+        name: judge_without_labels(
+            source_evidence,
+            evidence[name],
+            trained=isinstance(methods[name], TrainedMethod),
+            trains_on=methods[name].optimises,
+        )
+        for name in runs
     }
     caption = (
         f"without labels, {len(source_evidence.views)} images. The second judge is the source model with some of the "

@@ -1,7 +1,7 @@
 """Better, worse, or cannot tell: from evidence without labels, or from labels.
 
-The limits below were set by hand on few fits, and have not been validated on others: without labels a verdict is a
-hint.
+What the rule without labels rests on, and how often it is right, says the README. Its limits were set on 44 variants of
+two published networks on one set of photographs.
 """
 
 from collections.abc import Collection
@@ -14,21 +14,24 @@ from sfda.judging.evidence import Evidence, Values
 
 Word = Literal["better", "cannot tell", "worse"]
 
-SIGNALS = {
+CLEAR = 2.0
+"""Standard errors of the mean over images that a difference has at least."""
+SHARES = {
     "views": "agreement between views",
     "perturbed": "agreement under perturbations",
     "judged": "agreement with the second judge",
 }
-"""What speaks for or against a model, image by image."""
-CLEAR = 2.0
-"""Standard errors of the mean over images that a difference has at least."""
-LEAST = 0.005
-"""Share of the pixels that a difference is at least."""
-LESS_COVERAGE, LESS_INFOMAX, MORE_DRIFT = 0.9, 0.95, 0.05
-"""What a better model keeps of the source's class coverage and InfoMax at least, and how much farther its classes'
-shares lie from the second judge's at most."""
+LEAST_SHARE, LEAST_NATS = 0.005, 0.05
+"""Share of the pixels, and InfoMax in nats, that a difference is at least."""
+LESS_COVERAGE = 0.85
+"""Of the source's class coverage: with less than this a model is not called better."""
 LOST = 0.7
 """Of the source's class coverage or InfoMax: with less than this a model has collapsed."""
+DRIFT, FAR_DRIFT = 0.05, 0.3
+"""How much farther than the source's the classes' shares of a trained model lie from the second judge's: less than this
+where it is called better, more than that where it has left its source behind."""
+KEPT = 0.35
+"""Share of the pixels with the source's class: with less than this, too."""
 
 
 class Verdict(NamedTuple):
@@ -38,57 +41,76 @@ class Verdict(NamedTuple):
     reasons: tuple[str, ...]
 
 
-def judge_without_labels(source: Evidence, adapted: Evidence, trains_on: Collection[str] = ()) -> Verdict:
+def judge_without_labels(
+    source: Evidence, adapted: Evidence, *, trained: bool, trains_on: Collection[str] = ()
+) -> Verdict:
     """Whether a model is better than its source, as far as unlabelled images tell.
 
-    Better: at least two of the `SIGNALS` rise clearly, none falls, and nothing was lost. Worse: classes or InfoMax were
-    lost, or two signals fall clearly. Otherwise nobody can tell without labels.
+    Better: InfoMax rises clearly, agreement between views does not fall, and no class is lost; of a model that was
+    trained, the second judge agrees no less than with the source, and the classes' shares do not drift away from its.
+    Agreement alone says nothing: whatever trains on its own predictions agrees with itself more, and the more the
+    nearer it is to collapse. Worse: classes or InfoMax are lost; the second judge agrees less while the classes drift
+    and InfoMax falls; or a trained model has left its source behind. Otherwise nobody can tell without labels.
 
     Args:
         source: Of the source model.
         adapted: Of the other one, on the same images.
-        trains_on: Signals that the method optimises: they say nothing about it, and are left out.
+        trained: Whether it followed a gradient; new BatchNorm statistics alone drift without harm.
+        trains_on: Scores that it optimises, ``infomax`` or names of `SHARES`: they say nothing for it.
     """
-    votes = {name: _vote(getattr(source, name), getattr(adapted, name)) for name in SIGNALS if name not in trains_on}
-    reasons = [
-        f"{SIGNALS[name]} {'rises' if vote > 0 else 'falls'} from {_percent(getattr(source, name))} to "
-        f"{_percent(getattr(adapted, name))}"
-        for name, vote in votes.items()
-        if vote
-    ]
-    lost, objections = _losses(source, adapted)
-    if lost or sum(vote < 0 for vote in votes.values()) >= 2:
-        return Verdict("worse", (*lost, *reasons))
-    if sum(vote > 0 for vote in votes.values()) >= 2 and not objections and min(votes.values()) >= 0:
-        return Verdict("better", tuple(reasons))
-    return Verdict("cannot tell", (*objections, *(reasons or ["no signal changes clearly"])))
+    votes = {name: _vote(getattr(source, name), getattr(adapted, name), LEAST_SHARE) for name in SHARES}
+    votes["infomax"] = _vote(source.information, adapted.information, LEAST_NATS)
+    votes = {name: min(vote, 0) if name in trains_on else vote for name, vote in votes.items()}
+    drift = adapted.drift - source.drift
+    reasons = _reasons(votes, source, adapted)
+    lost = _lost(source, adapted, LOST)
+    left_behind = trained and adapted.kept.mean() < KEPT and drift > FAR_DRIFT
+    if lost or left_behind or (votes["judged"] < 0 and drift > DRIFT and votes["infomax"] < 0):
+        return Verdict("worse", (*lost, *([_away(source, adapted)] if left_behind else []), *reasons))
+    objections = [] if adapted.coverage >= LESS_COVERAGE * source.coverage else _lost(source, adapted, 1.0)[:1]
+    if trained and drift > DRIFT:
+        objections.append(_away(source, adapted))
+    against = votes["views"] < 0 or (trained and votes["judged"] < 0)
+    if votes["infomax"] > 0 and not objections and not against:
+        return Verdict("better", reasons)
+    return Verdict("cannot tell", (*objections, *(reasons or ("no score changes clearly",))))
 
 
-def _vote(source: Values, adapted: Values) -> int:
+def _vote(source: Values, adapted: Values, least: float) -> int:
     difference = adapted - source
     mean = float(difference.mean())
     error = float(difference.std(ddof=1)) / np.sqrt(len(difference)) if len(difference) > 1 else np.inf
-    return int(np.sign(mean)) if abs(mean) >= max(CLEAR * error, LEAST) else 0
+    return int(np.sign(mean)) if abs(mean) >= max(CLEAR * error, least) else 0
 
 
-def _losses(source: Evidence, adapted: Evidence) -> tuple[list[str], list[str]]:
-    """What speaks for a collapse, and what against calling a model better."""
-    lost, objections = [], []
-    for name, share, before, after in (
-        ("class coverage", LESS_COVERAGE, source.coverage, adapted.coverage),
-        ("InfoMax", LESS_INFOMAX, source.infomax, adapted.infomax),
-    ):
-        text = f"{name} falls from {before:.2f} to {after:.2f}"
-        if after < LOST * before:
-            lost.append(text)
-        elif after < share * before:
-            objections.append(text)
-    if adapted.drift > source.drift + MORE_DRIFT:
-        objections.append(
-            f"the classes' shares lie {100 * adapted.drift:.0f} % from the second judge's, the source model's "
-            f"{100 * source.drift:.0f} %"
+def _reasons(votes: dict[str, int], source: Evidence, adapted: Evidence) -> tuple[str, ...]:
+    found = []
+    for name, vote in votes.items():
+        if vote and name == "infomax":
+            values = f"{source.infomax:.2f} to {adapted.infomax:.2f} nats"
+            found.append(f"InfoMax {'rises' if vote > 0 else 'falls'} from {values}")
+        elif vote:
+            values = f"{100 * getattr(source, name).mean():.1f} to {100 * getattr(adapted, name).mean():.1f} %"
+            found.append(f"{SHARES[name]} {'rises' if vote > 0 else 'falls'} from {values}")
+    return tuple(found)
+
+
+def _lost(source: Evidence, adapted: Evidence, share: float) -> list[str]:
+    """Scores of which less than a share is left."""
+    return [
+        f"{name} falls from {before:.2f} to {after:.2f}"
+        for name, before, after in (
+            ("class coverage", source.coverage, adapted.coverage),
+            ("InfoMax", source.infomax, adapted.infomax),
         )
-    return lost, objections
+        if after < share * before
+    ]
+
+
+def _away(source: Evidence, adapted: Evidence) -> str:
+    ours, theirs = (f"{100 * each.drift:.0f} %" for each in (adapted, source))
+    kept = f"{100 * adapted.kept.mean():.0f} % of the pixels have the source's class"
+    return f"the classes' shares lie {ours} from the second judge's, the source model's {theirs}, and {kept}"
 
 
 def judge_with_labels(interval: Interval, images: int) -> Verdict:
@@ -98,7 +120,3 @@ def judge_with_labels(interval: Interval, images: int) -> Verdict:
     if interval.includes_zero:
         return Verdict("cannot tell", (f"{text}, which includes zero: label more images",))
     return Verdict("better" if interval.low > 0 else "worse", (text,))
-
-
-def _percent(values: Values) -> str:
-    return f"{100 * float(values.mean()):.1f} %"

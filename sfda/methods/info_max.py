@@ -35,6 +35,7 @@ class InfoMax(TrainedMethod):
     """
 
     needs = Needs(target="images", view="weak")
+    optimises = ("infomax",)
 
     def __init__(
         self,

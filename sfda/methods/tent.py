@@ -48,6 +48,7 @@ class Tent(OnlineTrainedMethod):
     """
 
     needs = Needs(target="images", view="weak")
+    optimises = ("infomax",)
 
     def __init__(
         self,

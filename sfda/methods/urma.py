@@ -47,6 +47,7 @@ class URMA(TrainedMethod):
     """
 
     needs = Needs(target="images", view="weak")
+    optimises = ("infomax",)
 
     def __init__(
         self,
