@@ -18,6 +18,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 CLASSES, SIZE = 19, (1024, 2048)
 CITYSCAPES = 2975
 MB = 2**20
+LEAST = 64
+"""MB that count as growth. The least that could be kept of a map is a histogram, 300 kB and 150 MB for the fewest of
+them; a map itself has 2 MB."""
+ATTEMPTS = 4
+"""Allocators round and scatter, by up to 200 MB and not each time; what is kept would show in all."""
 
 
 def resident():
@@ -53,6 +58,16 @@ def measure(images):
 
 @pytest.mark.parametrize("count", [600, pytest.param(CITYSCAPES, marks=pytest.mark.release)])
 def test_memory_does_not_grow_with_the_number_of_images(count):
+    for _ in range(ATTEMPTS):
+        python, process = growth(count)
+        assert python < 0.1
+        if process < LEAST:
+            return
+    pytest.fail(f"the process grew by {process:.0f} MB and more, {ATTEMPTS} times of {ATTEMPTS}")
+
+
+def growth(count):
+    """MB by which Python's own memory and the process grow between 100 maps and `count`."""
     # A process of its own, with one heap that glibc leaves as it is: what pytest has left of a heap is in pieces.
     heap = {"MALLOC_MMAP_THRESHOLD_": str(32 * MB), "MALLOC_TRIM_THRESHOLD_": str(4096 * MB)}
     environment = {**os.environ, **heap}
@@ -62,11 +77,7 @@ def test_memory_does_not_grow_with_the_number_of_images(count):
     seen = json.loads(done.stdout)
     for images, (python, process) in seen.items():
         print(f"{images} maps: peak of {python:.2f} MB in Python's objects, {process:.1f} MB resident")
-    growth = [after - before for before, after in zip(*islice(seen.values(), 1, 3), strict=True)]
-    assert growth[0] < 0.1
-    # Allocators round and scatter. The least that could be kept of a map is a histogram, 300 kB and 150 MB for the
-    # fewest of them; a map itself has 2 MB.
-    assert growth[1] < 64
+    return [after - before for before, after in zip(*islice(seen.values(), 1, 3), strict=True)]
 
 
 if __name__ == "__main__":
