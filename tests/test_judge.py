@@ -74,3 +74,19 @@ def test_networks_that_pool_globally_have_a_second_judge(size, town, sfda, tmp_p
     status, said = judged(sfda, capsys, tmp_path / "run", "--images", images)
     assert status == 0
     assert "run: cannot tell (no score changes clearly)" in said
+
+
+def test_images_that_cannot_be_read_are_named_and_left_out(runs, town, sfda, tmp_path, capsys):
+    images = shutil.copytree(town / "cityscapes/leftImg8bit/val", tmp_path / "images")
+    cut, damaged = sorted(images.rglob("*.png"))[:2]
+    cut.write_bytes(cut.read_bytes()[:-400])
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 255
+    damaged.write_bytes(content)
+    status, said = judged(sfda, capsys, runs[0], "--images", images)
+    assert status == 0
+    assert said.count("✗") == 2
+    assert f"✗ {cut}" in said
+    assert "without labels, 4 images" in said
+    status, said = judged(sfda, capsys, runs[0], "--images", images, "--labels", town / "cityscapes/gtFine/val")
+    assert (status, said.count("✗"), "4 labelled images" in said) == (0, 2, True), said

@@ -121,9 +121,7 @@ def finish(
         words.append(mixed if alpha else "nothing is adapted: the source model's BatchNorm statistics are kept (α = 0)")
     say(console, "; ".join(words), f"Open {out / 'before_after.png'}: before and after")
     commands = [line for stage in stages for line in _commands(stage)]
-    labels = (
-        ["--labels", str(said.labels), *(["--classes", said.classes] if said.classes else [])] if said.labels else []
-    )
+    labels = ["--labels", str(said.labels)] if said.labels else []  # whose classes the run knows
     further = [
         shlex.join(["judge", str(run.folder), "--images", str(said.images), *labels]),
         f"predict --run {run.folder} --images FOLDER --out predictions",

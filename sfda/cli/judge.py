@@ -15,6 +15,7 @@ from rich.text import Text
 
 from sfda.cli.export import load_fixed_method
 from sfda.cli.judge_models import Judged, num_classes_of, second_judge, source_of, what_is_common
+from sfda.data.errors import BadPair, UnreadableFile
 from sfda.data.images import read_image
 from sfda.data.layouts import domains_of
 from sfda.data.photographs import labels_of, link_images, look_over, spread
@@ -26,7 +27,7 @@ from sfda.judging.verdict import Verdict, judge_with_labels, judge_without_label
 from sfda.methods import Method
 from sfda.methods.kinds.trained import TrainedMethod
 from sfda.metrics.functional import score_sums
-from sfda.progress import progress, table_console
+from sfda.progress import progress, status, table_console
 from sfda.runs.run import Run
 
 GATHERED = 16
@@ -53,9 +54,12 @@ def judge(said: argparse.Namespace) -> int:
     if said.count < 2:
         raise UserError(f"--count {said.count}: at least 2 images, so that what differs is told from chance")
     runs = {_name(folder, said.runs): Run(folder) for folder in said.runs}
-    images = look_over(said.images).images
-    labels = labels_of(images, said.images, said.labels) if said.labels else {}
     console = table_console()
+    photographs = look_over(said.images)
+    for fault in photographs.faults:
+        _say_unreadable(fault, console)
+    images = photographs.images
+    labels = labels_of(images, said.images, said.labels) if said.labels else {}
     source = Run(said.source) if said.source else None
     found = look(runs, images, labels, console, source=source, classes=said.classes, count=said.count)
     console.print(found.table)
@@ -97,10 +101,11 @@ def look(
         chosen = {image: labels[image] for image in spread(list(labels), count)}
         confusions = _confusions(models, judged, chosen, console)
         intervals = {name: paired_interval(confusions[SOURCE], confusions[name]) for name in runs}
-        verdicts = {name: judge_with_labels(interval, len(chosen)) for name, interval in intervals.items()}
-        caption = f"{len(chosen)} labelled images; paired bootstrap over images: of other streets it says nothing"
+        found = len(confusions[SOURCE])
+        verdicts = {name: judge_with_labels(interval, found) for name, interval in intervals.items()}
+        caption = f"{found} labelled images; paired bootstrap over images: of other streets it says nothing"
         return Findings(_labelled(confusions, intervals), caption, verdicts)
-    evidence = _gather(models, judged, methods[SOURCE], spread(images, count), console)
+    evidence = _gather(models, judged, methods[SOURCE], _readable(spread(images, count), console), console)
     source_evidence = evidence[SOURCE]
     verdicts = {
         name: judge_without_labels(
@@ -123,13 +128,35 @@ def _name(folder: Path, folders: Sequence[Path]) -> str:
     return folder.name if sum(other.name == folder.name for other in folders) == 1 else str(folder)
 
 
+def _readable(images: Sequence[Path], console: Console) -> list[Path]:
+    """Those that can be read; the others are named."""
+    readable = [path for path in images if _can_be_read(path, console)]
+    if not readable:
+        raise UserError("none of the images that were to be looked at can be read: see above")
+    return readable
+
+
+def _can_be_read(path: Path, console: Console) -> bool:
+    try:
+        read_image(path)
+    except UnreadableFile as fault:
+        _say_unreadable(fault, console)
+        return False
+    return True
+
+
+def _say_unreadable(fault: UserError, console: Console) -> None:
+    console.print(Text(f"✗ {fault}", style="yellow"), soft_wrap=True)
+
+
 # ---------------------------------------------------------------- without labels
 
 
 def _gather(
     models: Mapping[str, Model], judged: Judged, source: Method, images: Sequence[Path], console: Console
 ) -> dict[str, Evidence]:
-    second = second_judge(source, judged, spread(images, GATHERED))
+    with status(console, "gathering statistics"):
+        second = second_judge(source, judged, spread(images, GATHERED))
     rows: dict[str, list[Evidence]] = {name: [] for name in models}
     with progress(console, "judging", len(images)) as advance:
         for path in images:
@@ -169,7 +196,11 @@ def _confusions(
         samples = _samples(pairs, Path(temporary), judged)
         with progress(console, "scoring", len(samples)) as advance:
             for index in range(len(samples)):
-                sample = samples.read(index)
+                try:
+                    sample = samples.read(index)
+                except BadPair as fault:
+                    _say_unreadable(fault, console)
+                    continue
                 assert sample.label is not None
                 label = torch.from_numpy(sample.label)[None]
                 size = (label.shape[-2], label.shape[-1])
@@ -177,6 +208,8 @@ def _confusions(
                     probabilities = model.predict(judged.tensor(sample.image), size)
                     found[name].append(score_sums(probabilities.cpu(), label)["confusion"].numpy())
                 advance(1)
+    if not found[SOURCE]:
+        raise UserError("none of the labelled images can be read: see above")
     return {name: np.stack(each) for name, each in found.items()}
 
 
