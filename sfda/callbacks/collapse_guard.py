@@ -3,6 +3,7 @@
 import copy
 import math
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import lightning as L
@@ -14,8 +15,10 @@ from typing_extensions import override
 from sfda.callbacks.method_callback import MethodCallback
 from sfda.data.datasets import DomainBatch
 from sfda.files import write_json
+from sfda.judging.second_judge import BATCH, GATHERED, second_judge
 from sfda.methods.kinds.trained import TrainedMethod
 from sfda.metrics.functional import top_label
+from sfda.metrics.judge_agreement import JudgeAgreement
 from sfda.metrics.label_free import LabelFreeMetrics
 from sfda.networks.batch_norm import batch_norm_layers
 from sfda.networks.finite import refuse_nan
@@ -41,13 +44,16 @@ class CollapseGuard(MethodCallback):
     - ``class_coverage`` and ``infomax`` (see `sfda.metrics.label_free`), warned of below `SMALLEST_SHARE` of their
       values for the source model.
 
-    Each of the three is warned of once. All values are written to ``collapse_guard.json`` in the run folder, and
-    ``target/churn`` is logged. What the source model predicted travels with the checkpoints, so that a resumed fit is
-    compared with it too. The thresholds are this project's, and no proof: they were not validated on other data.
+    Each of the three is warned of once. Beside them stand ``judge_agreement`` and ``class_drift``, which compare with a
+    second judge (`sfda.judging.second_judge`) and which a selector may choose by. All values are written to
+    ``collapse_guard.json`` in the run folder, and those that compare are logged. What source model and judge predicted
+    travels with the checkpoints, so that a resumed fit is compared with them too. The thresholds are this project's,
+    and no proof: they were not validated on other data.
     """
 
     def __init__(self) -> None:
         self.source: dict[str, Tensor] = {}
+        self.judge: dict[str, Tensor] = {}
         self.start: dict[str, float] = {}
         self.epochs: list[dict[str, Any]] = []
 
@@ -69,16 +75,28 @@ class CollapseGuard(MethodCallback):
     def _look_at_source(self, trainer: L.Trainer) -> None:
         method, scores = self.method, self._label_free()
         # All ranks look at all of them: whichever saves a checkpoint has what every rank will need.
-        title = "looking at the source model"
-        batches = method.datamodule.plain_batches("target", method.device, split="val", title=title, first=IMAGES)
         with eval_mode(method), trainer.precision_plugin.forward_context():
-            for batch in batches:
-                probabilities = method.score_probabilities(method.predict_probabilities(batch["image"]))
+            judge = second_judge(method.network, (batch["image"] for batch in self._batches(GATHERED, BATCH)))
+            for batch in self._batches(IMAGES):
+                images = batch["image"]
+                probabilities = method.score_probabilities(method.predict_probabilities(images))
                 refuse_nan(probabilities, batch["name"], method.advice_against_nan)
                 scores.update(probabilities)
+                judged = method.score_probabilities(judge(images, (images.shape[-2], images.shape[-1])))
                 self.source |= dict(zip(batch["name"], _some_classes(probabilities).cpu(), strict=True))
+                self.judge |= dict(zip(batch["name"], _some_classes(judged).cpu(), strict=True))
         if self.source:
             self.start = _values(scores)
+
+    def _batches(self, first: int, batch_size: int | None = None) -> Iterator[DomainBatch]:
+        return self.method.datamodule.plain_batches(
+            "target",
+            self.method.device,
+            split="val",
+            title="looking at the source model",
+            first=first,
+            batch_size=batch_size,
+        )
 
     def _is_on(self) -> bool:
         trainer = self.method.trainer
@@ -91,6 +109,7 @@ class CollapseGuard(MethodCallback):
     def on_validation_start(self, *_: Any) -> None:
         if self._is_on():
             self._churn = MeanMetric().set_dtype(torch.float64).to(self.method.device)
+            self._judge_agreement = JudgeAgreement(len(self.method.datamodule.score_classes)).to(self.method.device)
             self._scores = self._label_free()
 
     @override
@@ -98,17 +117,24 @@ class CollapseGuard(MethodCallback):
         watched = [i for i, name in enumerate(batch["name"]) if name in self.source]
         if self._is_on() and watched:
             self._scores.update(probabilities[watched])
-            before = torch.stack([self.source[batch["name"][i]] for i in watched]).to(probabilities.device)
-            self._churn.update((_some_classes(probabilities[watched]) != before).double())
+            classes = _some_classes(probabilities[watched])
+            before, judged = (
+                torch.stack([known[batch["name"][i]] for i in watched]).to(classes)
+                for known in (self.source, self.judge)
+            )
+            self._churn.update((classes != before).double())
+            self._judge_agreement.update(classes, judged)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the values over all ranks, warn, and write the report."""
         if not self._is_on():
             return
-        values = {"churn": float(self._churn.compute()), **_values(self._scores)}
+        compared = {"churn": self._churn.compute(), **self._judge_agreement.compute()}
+        values = {**{name: float(value) for name, value in compared.items()}, **_values(self._scores)}
         if math.isnan(values["churn"]):  # a shortened validation saw none of the images
             return
-        pl_module.log("target/churn", values["churn"], sync_dist=True)
+        for name in compared:
+            pl_module.log(f"target/{name}", values[name], sync_dist=True)
         known = {reason for row in self.epochs for reason in row["warned"]}
         reasons = {reason: text for reason, text in self._reasons(values).items() if reason not in known}
         epoch = trainer.current_epoch
@@ -138,11 +164,14 @@ class CollapseGuard(MethodCallback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"source": self.source, "start": self.start, "epochs": self.epochs} if self.source else {}
+        if not self.source:
+            return {}
+        return {"source": self.source, "judge": self.judge, "start": self.start, "epochs": self.epochs}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.source, self.start = dict(state_dict["source"]), dict(state_dict["start"])
+        self.source, self.judge = dict(state_dict["source"]), dict(state_dict["judge"])
+        self.start = dict(state_dict["start"])
         self.epochs = list(state_dict["epochs"])
 
 

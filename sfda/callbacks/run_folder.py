@@ -19,7 +19,7 @@ from typing_extensions import override
 
 from sfda import __version__
 from sfda.callbacks.method_callback import MethodCallback
-from sfda.callbacks.selection import Selector
+from sfda.callbacks.selection import selectors_of
 from sfda.errors import UserError
 from sfda.files import write_whole, writing
 from sfda.methods.kinds.trained import count_trained
@@ -28,7 +28,7 @@ from sfda.progress import write_line
 from sfda.runs.checkpoints import write_checkpoint
 from sfda.runs.run import Run
 
-FIT_FACTS = ("selected_by", "selected_step", "adapt_seconds", "peak_memory_mb", "git_commit")
+FIT_FACTS = ("selected_by", "selected_step", "verdict", "adapt_seconds", "peak_memory_mb", "git_commit")
 """What scoring a run leaves as the fit wrote it."""
 SHOWN = (("miou", "mIoU", 100, 1, " %"), ("ece", "ECE", 100, 1, " %"), ("entropy", "entropy", 1, 3, " nats"))
 
@@ -102,8 +102,8 @@ class RunFolder(MethodCallback):
         chosen, selected_by, step = self.run.last, "last", trainer.global_step
         if step == 0:  # no optimizer ever stepped: ModelCheckpoint has written nothing
             trainer.save_checkpoint(chosen)
-        for selector in trainer.checkpoint_callbacks:
-            if isinstance(selector, Selector) and selector.selected is not None and selector.best_model_path:
+        for selector in selectors_of(trainer)[:1]:
+            if selector.selected is not None and selector.best_model_path:
                 chosen, selected_by = Path(selector.best_model_path), selector.score
                 step = selector.selected["step"]
         if trainer.is_global_zero:
@@ -151,6 +151,7 @@ class RunFolder(MethodCallback):
             "labels_read": method.has_read.labels_read,
             "selected_by": None,
             "selected_step": None,
+            "verdict": None,
             **_scores(score_names(method.make_metrics(data.score_classes, True)), results),
             "adapt_seconds": None,
             "peak_memory_mb": None,

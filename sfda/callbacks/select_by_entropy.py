@@ -11,3 +11,4 @@ class SelectByEntropy(Selector):
     """
 
     score = "entropy"
+    signals = ("entropy",)

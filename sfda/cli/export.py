@@ -24,9 +24,7 @@ from sfda.errors import UserError
 from sfda.export.formats import WRITERS, Format, load_program, require_packages
 from sfda.export.program import ExportedMethod
 from sfda.files import writing
-from sfda.methods import Method
-from sfda.methods.kinds.rebuild import build_method
-from sfda.runs.checkpoints import read_checkpoint
+from sfda.methods.kinds.rebuild import load_fixed_method
 from sfda.runs.run import Run
 
 TOLERANCE = 1e-4
@@ -104,23 +102,6 @@ def _write(module: ExportedMethod, kind: Format, path: Path, about: dict[str, An
         raise UserError(
             f"network {about['network']} cannot be exported as {kind}: {reason}; --format {other} may be able to"
         ) from error
-
-
-def load_fixed_method(run: Run, num_classes: int) -> Method:
-    """The method of a run's selected checkpoint, in eval mode, on the CPU.
-
-    Raises:
-        UserError: it cannot be built, or has no fixed weights.
-    """
-    path = str(run.selected)
-    method = build_method(read_checkpoint(path), {**run.model(), "num_classes": num_classes}, path)
-    name = type(method).__name__
-    if type(method).adapt_online is not Method.adapt_online and getattr(method, "online", True):
-        raise UserError(
-            f"{run.folder}: {name} with online: true changes its weights with every image, so there is no fixed model: "
-            "take a run with online: false, or the model that it starts from"
-        )
-    return method.eval()
 
 
 def describe(run: Run, classes: ClassSet, size: tuple[int, int] | None) -> dict[str, Any]:

@@ -13,8 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sfda.cli.export import load_fixed_method
-from sfda.cli.judge_models import Judged, num_classes_of, second_judge, source_of, what_is_common
+from sfda.cli.judge_models import Judged, judge_of, num_classes_of, source_of, what_is_common
 from sfda.data.errors import BadPair, UnreadableFile
 from sfda.data.images import read_image
 from sfda.data.layouts import domains_of
@@ -23,15 +22,15 @@ from sfda.data.readers import SegmentationSet
 from sfda.errors import UserError
 from sfda.judging.bootstrap import Confusions, Interval, mean_iou, paired_interval
 from sfda.judging.evidence import Evidence, Model, look_at, together
+from sfda.judging.second_judge import GATHERED
 from sfda.judging.verdict import Verdict, judge_with_labels, judge_without_labels
 from sfda.methods import Method
+from sfda.methods.kinds.rebuild import load_fixed_method
 from sfda.methods.kinds.trained import TrainedMethod
 from sfda.metrics.functional import score_sums
 from sfda.progress import progress, status, table_console
 from sfda.runs.run import Run
 
-GATHERED = 16
-"""Images that the second judge has the statistics of."""
 SOURCE = "source"
 COUNT = 24
 """Images that are looked at, where nobody says how many."""
@@ -156,7 +155,7 @@ def _gather(
     models: Mapping[str, Model], judged: Judged, source: Method, images: Sequence[Path], console: Console
 ) -> dict[str, Evidence]:
     with status(console, "gathering statistics"):
-        second = second_judge(source, judged, spread(images, GATHERED))
+        second = judge_of(source, judged, spread(images, GATHERED))
     rows: dict[str, list[Evidence]] = {name: [] for name in models}
     with progress(console, "judging", len(images)) as advance:
         for path in images:
@@ -244,5 +243,5 @@ def _table(*headings: str) -> Table:
 def describe(name: str, verdict: Verdict) -> Text:
     """The verdict on a run, in one line."""
     colour = {"better": "green", "worse": "red"}.get(verdict.word, "yellow")
-    word = verdict.word if verdict.word == "cannot tell" else f"{verdict.word} than the source"
-    return Text.assemble((f"{name}: {word}", colour), f" ({'; '.join(verdict.reasons)})")
+    head, reasons = str(verdict).split(" (", 1)
+    return Text.assemble((f"{name}: {head}", colour), f" ({reasons}")

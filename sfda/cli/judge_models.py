@@ -1,6 +1,5 @@
 """The models that are judged: runs, the source model that they started from, and the second judge."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,29 +9,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfda.cli.export import load_fixed_method
 from sfda.data.images import read_image
 from sfda.data.label_spaces import CITYSCAPES19, ClassSet, load_class_set, score_groups
 from sfda.data.photographs import Size
 from sfda.data.transforms import resize_image
 from sfda.errors import UserError
-from sfda.judging.evidence import Model, Predict
+from sfda.judging.evidence import Model
+from sfda.judging.models import model_of, source_method
+from sfda.judging.second_judge import BATCH, second_judge
 from sfda.methods import Method
-from sfda.methods.source_only import SourceOnly
+from sfda.methods.kinds.rebuild import load_fixed_method
 from sfda.metrics.functional import group_probabilities
-from sfda.networks.batch_norm import (
-    BatchStatistics,
-    batch_norm_layers,
-    keep_lone_values,
-    mix_statistics,
-    read_statistics,
-)
+from sfda.metrics.view_agreement import Predict
 from sfda.runs.run import Run
-
-JUDGE_ALPHA = 0.3
-"""How much of the images' BatchNorm statistics the second judge has: what gained on every network tried."""
-BATCH = 4
-"""Images whose statistics are gathered together: those of single ones differ from a whole set's."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +55,7 @@ class Judged:
 
     def model(self, method: Method) -> Model:
         """A method, over the scored classes."""
-        return Model(
-            lambda images, size: self.over_scored(method.predict_probabilities(images, size)),
-            lambda images, size: self.over_scored(method.single_view_probabilities(images, size)),
-        )
+        return model_of(method, self.over_scored)
 
 
 def num_classes_of(run: Run) -> int:
@@ -114,33 +100,13 @@ def source_of(runs: Sequence[Run], source: Run | None) -> Method:
     checkpoints = sorted({str(each.get("source_checkpoint")) for each in options})
     if len(checkpoints) > 1 or checkpoints == ["None"]:
         raise UserError(f"the runs started from {', '.join(checkpoints)}: name the run of the source model, --source")
-    first = options[0]
-    method = SourceOnly(
-        network=first["network"],
-        num_classes=num_classes_of(runs[0]),
-        network_options=first.get("network_options"),
-        source_checkpoint=first["source_checkpoint"],
-    )
-    method.initialise_from_source()
-    return method.eval()
+    return source_method(options[0], num_classes_of(runs[0]))
 
 
-@torch.inference_mode()
-def second_judge(source: Method, judged: Judged, images: Sequence[Path]) -> Predict:
-    """A frozen model beside the source: with some of the images' BatchNorm statistics, or else with averaged views."""
-    if not batch_norm_layers(source.network):
-        return lambda image, size: judged.over_scored(source.multi_scale_probabilities(image, size))
-    other = copy.deepcopy(source)
-    keep_lone_values(other.network)
+def judge_of(source: Method, judged: Judged, images: Sequence[Path]) -> Predict:
+    """The second judge of a source model, over the scored classes, by `sfda.judging.second_judge`."""
     together = BATCH if judged.size else 1  # images of their own sizes are no batch
-    with BatchStatistics(other.network) as gathered:
-        for start in range(0, len(images), together):
-            batch = [judged.tensor(read_image(path)) for path in images[start : start + together]]
-            other.network(torch.cat(batch))
-    mix_statistics(other.network, read_statistics(other.network), gathered.reduce().mean_and_variance(), JUDGE_ALPHA)
-
-    def predict(image: Tensor, size: Size) -> Tensor:
-        mirrored = other.single_view_probabilities(image.flip(-1), size).flip(-1)
-        return judged.over_scored((other.single_view_probabilities(image, size) + mirrored) / 2)
-
-    return predict
+    starts = range(0, len(images), together)
+    batches = (torch.cat([judged.tensor(read_image(path)) for path in images[i : i + together]]) for i in starts)
+    predict = second_judge(source.network, batches)
+    return lambda image, size: judged.over_scored(predict(image, size))

@@ -24,6 +24,7 @@ from torch.multiprocessing.spawn import ProcessException
 from typing_extensions import override
 
 from sfda.callbacks.collapse_guard import CollapseGuard
+from sfda.callbacks.fit_verdict import FitVerdict
 from sfda.callbacks.pictures import Pictures
 from sfda.callbacks.progress_lines import ProgressBars, ProgressLines
 from sfda.callbacks.run_folder import MetricsFile, RunFolder, WholeCheckpoints, last_checkpoint
@@ -190,6 +191,7 @@ class CommandLine(LightningCLI):
         callbacks = [
             last_checkpoint(self.folder),
             RunFolder(self.output, settings.experiment, settings.seed_everything),
+            FitVerdict(self.output),
             EndsAtOnce(),
             SkippedFiles(),
             CollapseGuard(),

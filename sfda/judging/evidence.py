@@ -1,6 +1,6 @@
 """What is known of a model without labels, image by image, so that models are compared on the same ones."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -9,14 +9,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sfda.judging.perturbations import perturbations
+from sfda.judging.perturbations import perturbed_agreement
 from sfda.metrics.functional import top_label
 from sfda.metrics.label_free import COVERAGE_SHARE
-from sfda.metrics.view_agreement import view_agreement
+from sfda.metrics.view_agreement import Predict, view_agreement
 
 Values = npt.NDArray[np.float64]
-Predict = Callable[[Tensor, tuple[int, int]], Tensor]
-"""Images (B, 3, H, W) and a size → probabilities over the C scored classes (B, C, *size)."""
 
 
 @dataclass(frozen=True)
@@ -103,11 +101,10 @@ def _look(image: Tensor, model: Model, before: Tensor, judged: Tensor) -> Eviden
     classes = top_label(model.predict(image, size))[1]
     probabilities = model.single(image, size).double()
     plain = top_label(probabilities)[1]
-    perturbed = [_same(top_label(model.single(other, size))[1], plain) for other in perturbations(image)]
     count = probabilities.shape[1]
     return Evidence(
         views=view_agreement(model.single, image, plain).cpu().numpy(),
-        perturbed=np.mean(perturbed, keepdims=True),
+        perturbed=perturbed_agreement(model.single, image, plain).cpu().numpy(),
         judged=np.array([_same(classes, judged)]),
         kept=np.array([_same(classes, before)]),
         entropy=torch.special.entr(probabilities).sum(1).mean((1, 2)).cpu().numpy(),

@@ -30,6 +30,8 @@ LOST = 0.7
 DRIFT, FAR_DRIFT = 0.05, 0.3
 """How much farther than the source's the classes' shares of a trained model lie from the second judge's: less than this
 where it is called better, more than that where it has left its source behind."""
+SAME = 0.999
+"""Share of the pixels with the source's class: with more than this no score of classes can differ much."""
 KEPT = 0.35
 """Share of the pixels with the source's class: with less than this, too."""
 
@@ -39,6 +41,10 @@ class Verdict(NamedTuple):
 
     word: Word
     reasons: tuple[str, ...]
+
+    def __str__(self) -> str:
+        word = self.word if self.word == "cannot tell" else f"{self.word} than the source"
+        return f"{word} ({'; '.join(self.reasons)})"
 
 
 def judge_without_labels(
@@ -58,6 +64,8 @@ def judge_without_labels(
         trained: Whether it followed a gradient; new BatchNorm statistics alone drift without harm.
         trains_on: Scores that it optimises, ``infomax`` or names of `SHARES`: they say nothing for it.
     """
+    if adapted.kept.mean() > SAME:
+        return Verdict("cannot tell", (f"{100 * adapted.kept.mean():.1f} % of the pixels keep the source's class",))
     votes = {name: _vote(getattr(source, name), getattr(adapted, name), LEAST_SHARE) for name in SHARES}
     votes["infomax"] = _vote(source.information, adapted.information, LEAST_NATS)
     votes = {name: min(vote, 0) if name in trains_on else vote for name, vote in votes.items()}

@@ -51,7 +51,7 @@ class CalSFDA(ValueNetMethod, SelfTraining):
     """
 
     needs = Needs(target="images", view="weak")
-    optimises = ("infomax",)
+    optimises = ("entropy", "infomax")
     label_options: tuple[str, ...] = (*SelfTraining.label_options, "scaling", "official_order")
 
     def __init__(

@@ -35,7 +35,7 @@ class InfoMax(TrainedMethod):
     """
 
     needs = Needs(target="images", view="weak")
-    optimises = ("infomax",)
+    optimises = ("entropy", "infomax")
 
     def __init__(
         self,

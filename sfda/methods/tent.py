@@ -48,7 +48,7 @@ class Tent(OnlineTrainedMethod):
     """
 
     needs = Needs(target="images", view="weak")
-    optimises = ("infomax",)
+    optimises = ("entropy", "infomax")
 
     def __init__(
         self,

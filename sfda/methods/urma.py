@@ -47,7 +47,7 @@ class URMA(TrainedMethod):
     """
 
     needs = Needs(target="images", view="weak")
-    optimises = ("infomax",)
+    optimises = ("entropy", "infomax")
 
     def __init__(
         self,

@@ -38,8 +38,11 @@ class Scoring(nn.Module):
         return bool(self._added)
 
     def add(self, name: str, make: MakeMetric) -> None:
-        """Add a metric to every validation set, once, before `open`; `name` is that of a single score it computes."""
-        if (name, make) not in self._added:
+        """Add a metric to every validation set, once, before `open`; `name` is that of a single score it computes.
+
+        One function under one name makes one metric, whoever asks for it.
+        """
+        if (name, _function(make)) not in [(known, _function(other)) for known, other in self._added]:
             self._added.append((name, make))
 
     def open(self, classes: ClassSet, with_labels: Mapping[str, bool], make_own: MakeMetrics) -> None:
@@ -85,6 +88,10 @@ def score_names(metrics: Iterable[Metric]) -> list[str]:
     """Names of the scores of new metrics, which can be computed before any image; one process may ask alone."""
     # By its class: what torchmetrics makes of `compute` in an object waits for the other processes.
     return [name for metric in metrics for name in type(metric).compute(metric)]
+
+
+def _function(make: MakeMetric) -> object:
+    return getattr(make, "__func__", make)
 
 
 def _scores(metrics: Iterable[tuple[str, Metric]]) -> Scores:

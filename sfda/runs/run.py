@@ -101,7 +101,7 @@ class Run:
         A source-free fit reads no target label, so that nothing here has seen one.
         """
         selection = self.folder / "selection.json"
-        selected = json.loads(selection.read_text(encoding="utf-8"))["selected"] if selection.is_file() else None
+        selected = json.loads(selection.read_text(encoding="utf-8")).get("selected") if selection.is_file() else None
         scores: dict[str, float] = {}
         for row in self._metrics():
             if selected is None or row.get("epoch") == str(selected["epoch"]):

@@ -4,6 +4,7 @@ import csv
 import io
 import re
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,19 @@ Row = Mapping[str, Any]
 
 # ---------------------------------------------------------------- columns
 
-COLUMNS = ("target_miou", "target_miou13", "target_ece", "target_classwise_ece", "source_miou", "adapt_seconds")
-"""Columns of a comparison that names none; the second one only where the runs have it."""
+COLUMNS = (
+    "target_miou",
+    "target_miou13",
+    "target_ece",
+    "target_classwise_ece",
+    "source_miou",
+    "verdict",
+    "adapt_seconds",
+)
+"""Columns of a comparison that names none; ``miou13`` and ``verdict`` only where a run has them."""
+_SOMETIMES = ("target_miou13", "verdict")
 _FACTS = (
-    *("method", "network", "views", "class_set", "selected_by", "selected_step"),
+    *("method", "network", "views", "class_set", "selected_by", "selected_step", "verdict"),
     *("adapt_seconds", "peak_memory_mb", "trained_parameters"),
 )
 """Facts of a run that may be columns."""
@@ -70,7 +80,7 @@ def as_table(rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> Table:
     """One line per experiment: mean, and ± standard deviation where there are several seeds."""
     first = rows[0]
     seeds = len({row["seed"] for row in rows})
-    shown = [column for column in columns if column != "target_miou13" or any(column in row for row in rows)]
+    shown = [column for column in columns if column not in _SOMETIMES or any(row.get(column) for row in rows)]
     table = Table(
         title=f"{first['source'] or 'no source'} → {first['target']}\n{first['class_set']}, "
         + (f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed"),
@@ -107,7 +117,8 @@ def as_sentence(row: Row) -> str:
 def _cell(values: Sequence[object], factor: float, digits: int) -> str:
     numbers = [value * factor for value in values if isinstance(value, int | float)]
     if not numbers:
-        return next((value for value in values if isinstance(value, str)), "–")
+        words = Counter(value for value in values if isinstance(value, str))
+        return "\n".join(f"{word} ({count}x)" if len(words) > 1 else word for word, count in words.items()) or "–"
     mean = f"{statistics.fmean(numbers):.{digits}f}"
     return mean if len(numbers) == 1 else f"{mean}\n±{statistics.stdev(numbers):.{digits}f}"
 

@@ -168,7 +168,9 @@ def test_any_score_can_be_selected_by(selector, more, town, source_model, sfda, 
     assert len(values) == 3
     assert all(value == value for value in values)
     assert report["selected"]["epoch"] == min(range(3), key=values.__getitem__)
-    assert result(tmp_path / "run")["selected_by"] == ("churn" if selector == "ByChurn" else "share_of_road")
+    score = "churn" if selector == "ByChurn" else "share_of_road"
+    assert report["selected_by"] == score
+    assert result(tmp_path / "run")["selected_by"] == ("verdict" if report["source_is_kept"] else score)
 
 
 def test_a_score_that_nobody_logs_is_refused_after_the_first_validation(town, source_model, sfda, tmp_path, capsys):

@@ -47,10 +47,10 @@ def test_the_smallest_ece_of_the_last_part_is_kept(start, town, sfda, tmp_path):
 
     row = json.loads((folder / "result.json").read_text())
     assert (row["selected_by"], row["selected_step"]) == ("ece", 2 * (best + 1))
-    candidates = {path.name for path in (folder / "candidates").iterdir()}
+    candidates = {path.name for path in (folder / "candidates/ece").iterdir()}
     assert candidates == {f"epoch={epoch}-step={2 * epoch + 2}.ckpt" for epoch in range(first, 6)}
     kept = torch.load(folder / "selected.ckpt", weights_only=True)
-    chosen = torch.load(folder / f"candidates/epoch={best}-step={2 * best + 2}.ckpt", weights_only=True)
+    chosen = torch.load(folder / f"candidates/ece/epoch={best}-step={2 * best + 2}.ckpt", weights_only=True)
     assert all(torch.equal(value, chosen["state_dict"][key]) for key, value in kept["state_dict"].items())
     assert sfda("validate", "--run", folder) == 0
     assert json.loads((folder / "result.json").read_text())["source_ece"] == pytest.approx(values[best], abs=1e-6)
@@ -88,7 +88,7 @@ def test_entropy_needs_no_label(town, source_model, sfda, tmp_path):
     report = json.loads((folder / "selection.json").read_text())
     assert report["selected"]["epoch"] == min(range(6), key=values.__getitem__)
     assert json.loads((folder / "result.json").read_text())["selected_by"] == "entropy"
-    assert len(list((folder / "candidates").iterdir())) == 1
+    assert len(list((folder / "candidates/entropy").iterdir())) == 1
 
 
 @pytest.mark.medium

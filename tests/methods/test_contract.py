@@ -16,8 +16,11 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from sfda.cli.main import main
 from sfda.data.needs import Needs
 from sfda.errors import UserError
+from sfda.judging.models import source_method
+from sfda.judging.verdict import Verdict
 from sfda.methods import GatheredMethod, Method, TrainedMethod
 from sfda.runs.experiment import configs_folder
+from sfda.runs.run import Run
 from tiny_runs import die, tiny_arguments
 
 MODELS = sorted(path.stem for path in configs_folder().glob("model/*.yaml"))
@@ -114,6 +117,26 @@ def test_fit_validate_resume_and_predict(model, town, source_of, sfda, tmp_path)
         assert sfda("fit", *arguments, "--out", part) == 2
         assert sfda("fit", "--run", part) == 0
         assert_equal_weights(whole / "last.ckpt", part / "last.ckpt")
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize(
+    "model",
+    [m for m in FITTED if issubclass(method_class(m), TrainedMethod) and method_class(m).needs.target == "images"],
+)
+def test_where_the_verdict_is_worse_the_run_predicts_as_the_source_model(
+    model, town, source_of, sfda, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(
+        "sfda.callbacks.fit_verdict.judge_without_labels", lambda *_, **__: Verdict("worse", ("so it is said",))
+    )
+    assert sfda("fit", *tiny_arguments(model, town, source_of(model)), "--out", tmp_path / "run") == 0
+    images = torch.rand(2, 3, 32, 64)
+    kept = method_class(model).load_from_checkpoint(tmp_path / "run/selected.ckpt", weights_only=True).eval()
+    source = source_method(Run(tmp_path / "run").model(), 19)
+    with torch.no_grad():
+        expected = source.predict_probabilities(images)
+        torch.testing.assert_close(kept.predict_probabilities(images), expected)
 
 
 LAYER_NORM = "tiny_network.build_with_layer_norm"

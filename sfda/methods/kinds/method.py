@@ -44,7 +44,8 @@ class Method(L.LightningModule, ABC):
 
     Class attributes:
         needs: What a fit reads; the DataModule opens exactly this.
-        optimises: Signals of `sfda.judging.verdict` that a fit raises by itself, so that they say nothing about it.
+        optimises: What a fit improves by itself, so that it says little about the model: ``entropy`` (confidence),
+            ``infomax``, or ``views`` (agreement with itself); see `sfda.judging.verdict` and the selectors.
         pseudo_labels: Labels of the target training images that the method has made itself in `prepare_fit`; the
             training loader then hands them out under ``pseudo_label``.
 

@@ -4,7 +4,7 @@ import copy
 import hashlib
 from abc import abstractmethod
 from dataclasses import asdict
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -29,6 +29,7 @@ class PseudoLabelledMethod(TrainedMethod):
     """
 
     label_options: tuple[str, ...] = ()
+    optimises: ClassVar[tuple[str, ...]] = ("entropy",)
 
     def __init__(self, **trained: Any) -> None:
         super().__init__(**trained)

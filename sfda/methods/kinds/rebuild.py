@@ -16,7 +16,8 @@ import sfda.methods
 from sfda.errors import UserError
 from sfda.libraries import shorten, user_error_behind
 from sfda.methods.kinds.method import Method
-from sfda.runs.checkpoints import NAMING, refuse_another_network, stored_options
+from sfda.runs.checkpoints import NAMING, read_checkpoint, refuse_another_network, stored_options
+from sfda.runs.run import Run
 
 _NEVER_FROM_A_FILE = {*NAMING, "calibrated_model"}
 
@@ -106,6 +107,23 @@ def rebuild_method(checkpoint: dict[str, Any], said: Mapping[str, Any], name: st
             "calibrate: calibrate the model that it starts from"
         )
     return build_method(checkpoint, said, name)
+
+
+def load_fixed_method(run: Run, num_classes: int) -> Method:
+    """The method of a run's selected checkpoint, in eval mode, on the CPU.
+
+    Raises:
+        UserError: it cannot be built, or has no fixed weights.
+    """
+    path = str(run.selected)
+    method = build_method(read_checkpoint(path), {**run.model(), "num_classes": num_classes}, path)
+    name = type(method).__name__
+    if type(method).adapt_online is not Method.adapt_online and getattr(method, "online", True):
+        raise UserError(
+            f"{run.folder}: {name} with online: true changes its weights with every image, so there is no fixed model: "
+            "take a run with online: false, or the model that it starts from"
+        )
+    return method.eval()
 
 
 def method_modules() -> list[str]:

@@ -69,7 +69,7 @@ class TaughtMethod(TrainedMethod):
         UserError: an option is out of its range.
     """
 
-    optimises = ("views",)
+    optimises = ("entropy", "views")
 
     def __init__(self, teacher_momentum: float = 0.999, threshold: float = 0.968, **trained: Any) -> None:
         super().__init__(**trained)
