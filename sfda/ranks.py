@@ -9,13 +9,14 @@ padding alone.
 
 import math
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 Reduce = Callable[[Tensor], Tensor]
+Value = TypeVar("Value")
 
 
 def rank_and_world_size() -> tuple[int, int]:
@@ -69,8 +70,8 @@ def at_once(reduce: Reduce, tensors: Iterable[Tensor]) -> list[Tensor]:
     return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
 
 
-def gather_over_ranks(values: list[str]) -> list[str]:
-    """The values of all processes, one process after the other."""
+def gather_over_ranks(values: list[Value]) -> list[Value]:
+    """The values of all processes, one process after the other; anything that can be pickled."""
     parts = [values] * rank_and_world_size()[1]
     if _initialised():
         dist.all_gather_object(parts, values)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import lightning as L
 import torch
@@ -41,10 +42,14 @@ class FitVerdict(MethodCallback):
 
     @override
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._judges(trainer):
-            if trainer.is_global_zero:
+        if not self._judges(trainer):
+            return
+        if trainer.is_global_zero:
+            if Path(str(self.method.source_checkpoint)).is_file():
                 self._judge()
-            trainer.strategy.barrier()
+            else:  # a fit that goes on needs it no more
+                write_line(f"{self.run.folder}: not judged, {self.method.source_checkpoint} is not there any more")
+        trainer.strategy.barrier()
 
     def _judges(self, trainer: L.Trainer) -> bool:
         method = self.method

@@ -1,6 +1,5 @@
 """Pictures of what a model predicts and how far its confidence can be trusted."""
 
-import io
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +12,17 @@ from sfda.callbacks.method_callback import MethodCallback
 from sfda.data.datasets import DomainBatch
 from sfda.data.label_spaces import IGNORE, ClassSet
 from sfda.drawing import Array, class_legend, colour
-from sfda.files import write_figure, write_whole
+from sfda.files import write_figure
 from sfda.metrics.reliability import reliability_diagram
 from sfda.metrics.segmentation import SegmentationMetrics
 
 PANELS = ("image", "label", "prediction", "confidence")
-LARGEST_KEPT = 512
-"""Width of a panel in ``panels_<domain>.npz`` at most."""
 
 
 class Pictures(MethodCallback):
     """After `sfda validate`: ``predictions_<domain>.png`` and, with labels, ``reliability_<domain>.png``.
 
-    Of each domain `images` are drawn. ``panels_target.npz`` keeps the panels of the target apart, small, for pictures
-    of several runs.
+    Of each domain `images` are drawn.
     """
 
     def __init__(self, folder: Path, images: int = 4) -> None:
@@ -55,8 +51,6 @@ class Pictures(MethodCallback):
             write_figure(self.folder / f"reliability_{domain}.png", reliability_diagram(*bins), dpi=110)
         for domain, rows in self._rows.items():
             _draw(rows, self.method.datamodule.score_classes, self.folder / f"predictions_{domain}.png")
-        if "target" in self._rows:
-            _keep(self._rows["target"], self.folder / "panels_target.npz")
         self._rows = {}
 
 
@@ -84,16 +78,3 @@ def _draw(rows: list[tuple[str, list[Array]]], classes: ClassSet, path: Path) ->
         axis.set_title(title)
     class_legend(figure, classes)
     write_figure(path, figure, dpi=90)
-
-
-def _keep(rows: list[tuple[str, list[Array]]], path: Path) -> None:
-    """Panels as ``<number>_<kind>``, (h, w, 3) uint8 each."""
-    step = max(1, -(-rows[0][1][0].shape[1] // LARGEST_KEPT))
-    panels = {
-        f"{number}_{kind}": panel[::step, ::step]
-        for number, (_, kinds) in enumerate(rows)
-        for kind, panel in zip(PANELS, kinds, strict=True)
-    }
-    content = io.BytesIO()
-    np.savez_compressed(content, **panels)  # type: ignore[arg-type]
-    write_whole(path, content.getbuffer())

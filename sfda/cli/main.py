@@ -40,6 +40,7 @@ Source-free domain adaptation of semantic segmentation.
                                        calibrate the probabilities of a finished run, as a run of its own; NAME:
                                        temperature_scaling, pseudo_cal or label_calibration
   sfda sweep FILE --trials N           try hyper-parameters, as a W&B sweep file says, and rank them
+  sfda report RUN ... --out FILE       one HTML file about finished runs: tables, intervals, the same images for all
   sfda judge RUN ... --images FOLDER   whether finished runs are better than their source model, without labels or,
                                        with --labels FOLDER, by a few labelled images
   sfda predict --run DIR --images PATH --out DIR
@@ -74,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "sweep": partial(_goes_on, _sweep),
         "calibrate": _calibrate,
         "judge": _judge,
+        "report": _report,
         "predict": _predict,
         "export": _export,
         "data": _data,
@@ -180,6 +182,27 @@ def _judge(arguments: list[str]) -> int:
     return judge(said)
 
 
+def _report(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="sfda report",
+        description="Write one HTML file about finished runs, made anywhere: scores with intervals over images, "
+        "differences per class, the same images as every run labels them, calibration and cost. It needs no network "
+        "and nothing beside it. Runs that `sfda validate` has scored are read alone; no model is run.",
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, or folders that hold some")
+    parser.add_argument("--out", type=Path, default=Path("report.html"), help="the file (default: report.html)")
+    parser.add_argument("--title", help="what stands on top (default: the names of the folders)")
+    options = parser.parse_args(arguments)
+    if options.out.exists():
+        raise UserError(f"{options.out} exists already: move it away, or give another --out")
+
+    from sfda.report.page import default_title, write_report
+
+    write_report(options.runs, options.out, title=options.title or default_title(options.runs))
+    sys.stdout.write(f"{options.out}: open it in a browser\n")
+    return 0
+
+
 def _loading() -> AbstractContextManager[object]:
     """PyTorch and what stands on it take ten seconds to import: the first process says so on a terminal."""
     if not sys.stdout.isatty() or "LOCAL_RANK" in os.environ:
@@ -197,7 +220,13 @@ def _compare(arguments: list[str]) -> int:
     parser.add_argument("--out", required=True, type=Path, help="folder of all runs, results.json and results.csv")
     _add_logger(parser)
     options = parser.parse_args(arguments)
-    return compare(options.config, options.out, main, options.logger)
+    compare(options.config, options.out, main, options.logger)
+
+    from sfda.report.page import NAME, write_report
+
+    page = write_report([options.out], options.out / NAME, title=Path(options.config).stem)
+    sys.stdout.write(f"Open {page}: scores with intervals, and the same images for all\n")
+    return 0
 
 
 def _add_logger(parser: argparse.ArgumentParser) -> None:

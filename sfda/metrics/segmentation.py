@@ -90,3 +90,8 @@ class SegmentationMetrics(LabelFreeMetrics):
         """
         with self.sync_context():
             return reliability(merge_bins(self.bins.sum(1), BINS))
+
+    def confidence_bins(self) -> Tensor:
+        """Pixel count, Σ confidence and Σ correct by fine confidence bin, (3, FINE_BINS); called on all processes."""
+        with self.sync_context():
+            return self.bins.sum(1)

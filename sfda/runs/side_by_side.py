@@ -3,14 +3,15 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from sfda.data.label_spaces import load_class_set
 from sfda.drawing import Array, class_legend
 from sfda.files import write_figure
+from sfda.runs.image_records import read_records, rgb
 
 MOST = 5
 """Experiments that are drawn at most, the first ones of the compare file."""
+IMAGES = 4
+"""Images that are drawn."""
 NAME = "side_by_side.png"
 
 
@@ -18,24 +19,22 @@ def draw_side_by_side(rows: Sequence[Mapping[str, object]], out: Path) -> Path |
     """Draw image, truth and the predictions of the first experiments, those of the first seed.
 
     Args:
-        rows: Rows of ``results.json``; the panels that `sfda.callbacks.pictures.Pictures` left are read.
+        rows: Rows of ``results.json``; the pictures of `sfda.runs.image_records` are read.
         out: Folder of the picture.
 
     Returns:
-        The picture; None where no run left panels.
+        The picture; None where no run left pictures.
     """
-    drawn = []
-    for row in [row for row in rows if row["seed"] == rows[0]["seed"]][:MOST]:
-        panels = Path(str(row["config"])).parent / "panels_target.npz"
-        if panels.is_file():
-            with np.load(panels) as stored:
-                drawn.append((row, {name: stored[name] for name in stored.files}))
+    found = [(row, read_records(Path(str(row["config"])).parent)) for row in rows if row["seed"] == rows[0]["seed"]]
+    drawn = [(row, records.pictures) for row, records in found[:MOST] if records is not None]
     if not drawn:
         return None
     first = drawn[0][1]
-    columns = [("image", "image", first), ("truth", "label", first)]
-    columns += [(_title(row), "prediction", panels) for row, panels in drawn]
-    shown = [(title, [panels[n] for n in panels if n.endswith(f"_{kind}")]) for title, kind, panels in columns]
+    names = [name for name in first if all(name in pictures for _, pictures in drawn)][:IMAGES]
+    columns = [("image", "image", first)]
+    columns += [("truth", "truth", first)] if all("truth" in first[name] for name in names) else []
+    columns += [(_title(row), "prediction", pictures) for row, pictures in drawn]
+    shown = [(title, [rgb(pictures[name][kind]) for name in names]) for title, kind, pictures in columns]
     _draw(shown, rows, out)
     return out / NAME
 

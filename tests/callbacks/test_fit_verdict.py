@@ -1,13 +1,14 @@
 """The last word of a fit: better, worse, or nobody can tell; and what becomes of the model."""
 
 import json
+import shutil
 
 import pytest
 import torch
 
 import sfda.callbacks.fit_verdict as fit_verdict
 from sfda.judging.verdict import Verdict
-from tiny_runs import tiny_arguments
+from tiny_runs import die, tiny_arguments
 
 pytestmark = pytest.mark.medium
 TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp_fork"]
@@ -69,6 +70,15 @@ def test_a_method_without_steps_is_left_as_it_is(town, source_model, sfda, tmp_p
     assert fit(sfda, town, source_model, tmp_path / "run", model="ada_bn") == 0
     row, selection = read(tmp_path / "run", "result"), read(tmp_path / "run", "selection")
     assert (row["verdict"], row["selected_by"], selection["source_is_kept"]) == ("worse", "last", False)
+
+
+def test_a_resumed_fit_whose_source_model_is_gone_is_not_judged(town, source_model, sfda, tmp_path, capsys):
+    source = shutil.copy(source_model, tmp_path / "source.ckpt")
+    die([*tiny_arguments("tent", town, source), "--trainer.max_epochs", 2], tmp_path / "run")
+    source.unlink()
+    assert sfda("fit", "--run", tmp_path / "run") == 0
+    assert f"not judged, {source} is not there any more" in capsys.readouterr().out
+    assert read(tmp_path / "run", "result")["verdict"] is None
 
 
 @pytest.mark.parametrize("model", ["target_oracle", "source_training"])

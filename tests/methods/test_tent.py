@@ -120,7 +120,7 @@ def test_a_stream_on_a_network_without_batch_norm_moves_scale_and_shift(town, sf
 def fit(sfda, town, source_model, folder, *more):
     arguments = [*tiny_arguments("tent", town, source_model), "--model.init_args.lr", "0.01"]
     assert sfda("fit", *arguments, "--out", folder, "--trainer.max_epochs", 3, *more) == 0
-    return state_of(folder / "selected.ckpt")
+    return state_of(folder / "last.ckpt")  # whatever the verdict
 
 
 @pytest.mark.medium

@@ -1,5 +1,7 @@
 """The one picture of a comparison."""
 
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -8,6 +10,7 @@ from rich.console import Console
 from sfda.cli.main import main
 from sfda.errors import UserError
 from sfda.runs.comparison import _point_on, _prepare
+from sfda.runs.image_records import NAME, Records
 from sfda.runs.side_by_side import draw_side_by_side
 
 IMAGE, TRUTH = (10, 20, 30), (250, 240, 1)
@@ -20,13 +23,19 @@ def rows_with_panels(folder, experiments, seeds=(1,)):
         for number, experiment in enumerate(experiments):
             run = folder / experiment / f"seed{seed}"
             run.mkdir(parents=True)
-            colours = {"image": IMAGE, "label": TRUTH, "prediction": PREDICTIONS[number + 3 * (seed - 1)]}
-            panels = {f"{i}_{kind}": np.full((8, 16, 3), colours[kind], np.uint8) for kind in colours for i in range(4)}
-            np.savez(run / "panels_target.npz", **panels)
+            colours = {"image": IMAGE, "truth": TRUTH, "prediction": PREDICTIONS[number + 3 * (seed - 1)]}
+            pictures = {f"{i}": {kind: encode(colour) for kind, colour in colours.items()} for i in range(4)}
+            Records({}, list(pictures), None, np.zeros((4, 19)), np.zeros(4), pictures=pictures).write(run / NAME)
             scores = {"target_miou": 0.2, "target_ece": 0.01, "adapt_seconds": 1.0, "labels_read": None}
             of_run = {"experiment": experiment, "seed": seed, "config": str(run / "config.yaml"), "source_free": True}
             rows.append({**of_run, **scores, "class_set": "cityscapes19"})
     return rows
+
+
+def encode(colour):
+    file = io.BytesIO()
+    Image.new("RGB", (16, 8), colour).save(file, "png")
+    return file.getvalue()
 
 
 def colours_of(picture):
@@ -44,14 +53,14 @@ def test_image_truth_and_what_every_experiment_predicts_stand_side_by_side(tmp_p
 
 def test_five_experiments_are_drawn_and_runs_without_panels_left_out(tmp_path):
     rows = rows_with_panels(tmp_path, list("abcdefg"))
-    (tmp_path / "b/seed1/panels_target.npz").unlink()
+    (tmp_path / "b/seed1/images_target.zip").unlink()
     drawn = set(PREDICTIONS) & colours_of(draw_side_by_side(rows, tmp_path))
     assert drawn == {PREDICTIONS[number] for number in (0, 2, 3, 4)}
 
 
 def test_without_panels_there_is_no_picture(tmp_path):
     rows = rows_with_panels(tmp_path, ["a"])
-    (tmp_path / "a/seed1/panels_target.npz").unlink()
+    (tmp_path / "a/seed1/images_target.zip").unlink()
     assert draw_side_by_side(rows, tmp_path) is None
     assert not (tmp_path / "side_by_side.png").exists()
 

@@ -1,0 +1,1 @@
+"""One HTML file about runs side by side, which needs nothing else."""
