@@ -18,6 +18,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from typing_extensions import override
 
 from sfda import __version__
+from sfda.callbacks.fit_verdict import is_replaced, judge_fit
 from sfda.callbacks.method_callback import MethodCallback
 from sfda.callbacks.selection import selectors_of
 from sfda.errors import UserError
@@ -108,10 +109,21 @@ class RunFolder(MethodCallback):
                 step = selector.selected["step"]
         if trainer.is_global_zero:
             _link(chosen, self.run.selected)
-            facts = {"selected_by": selected_by, "selected_step": step, "adapt_seconds": round(seconds, 2)}
-            self.run.write_row(self._row({}) | facts | {"peak_memory_mb": peak_memory_mb()})
             why = "the last one, no selector is at work" if selected_by == "last" else f"selected by {selected_by}"
             write_line(f"{self.run.selected}: step {step}, {why}")
+            self._finish({"selected_by": selected_by, "selected_step": step, "adapt_seconds": round(seconds, 2)})
+        trainer.strategy.barrier()
+
+    def _finish(self, facts: dict[str, Any]) -> None:
+        """Judge the fit, and write its row: last, since a run with a row is finished."""
+        verdict = judge_fit(self.method, self.run)
+        if verdict is not None:
+            facts["verdict"] = verdict.word
+            write_line(f"{self.run.folder}: {verdict}")
+        if is_replaced(self.method, verdict):
+            facts |= {"selected_by": "verdict", "selected_step": 0}
+            write_line(f"{self.run.selected} is the source model; {self.run.last} is what was trained")
+        self.run.write_row(self._row({}) | facts | {"peak_memory_mb": peak_memory_mb()})
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Fill in the scores after `sfda validate`, and keep what was scored beside them."""

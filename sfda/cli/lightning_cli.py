@@ -24,7 +24,6 @@ from torch.multiprocessing.spawn import ProcessException
 from typing_extensions import override
 
 from sfda.callbacks.collapse_guard import CollapseGuard
-from sfda.callbacks.fit_verdict import FitVerdict
 from sfda.callbacks.image_records import ImageRecords
 from sfda.callbacks.pictures import Pictures
 from sfda.callbacks.progress_lines import ProgressBars, ProgressLines
@@ -192,7 +191,6 @@ class CommandLine(LightningCLI):
         callbacks = [
             last_checkpoint(self.folder),
             RunFolder(self.output, settings.experiment, settings.seed_everything),
-            FitVerdict(self.output),
             EndsAtOnce(),
             SkippedFiles(),
             CollapseGuard(),
