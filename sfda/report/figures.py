@@ -127,8 +127,8 @@ def draw_cost(findings: Findings) -> str | None:
         axes.axhline(0, color=INK, linewidth=1, linestyle=":")
         for number, entry, seconds, gain in known:
             axes.plot(seconds, 100 * gain, linestyle="none", label=entry.name, **_style(number))
-        axes.set_xscale("log")
         axes.set(xlabel="fit (s)", ylabel="mIoU over the source")
+        axes.set_xlim(left=0)
         _legend(axes)
 
     return draw(paint) if known else None

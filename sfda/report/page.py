@@ -121,16 +121,9 @@ def _reasons(entry: Entry) -> list[str]:
 
 def _headings(findings: Findings) -> list[tuple[str, str]]:
     """Heading of each column that any entry has, and which of its values are good."""
-    return [
-        ("experiment", ""),
-        ("verdict without labels", ""),
-        ("source-free", ""),
-        ("labels read", ""),
-        ("selected by", ""),
-        *((heading, good) for column, heading, _, _, good in COLUMNS if _is_known(findings, column)),
-        ("boundary IoU %", "higher"),
-        ("mIoU over the source", "higher"),
-    ]
+    scores = [(heading, good) for column, heading, _, _, good in COLUMNS if _is_known(findings, column)]
+    words = [("verdict without labels", ""), ("source-free", ""), ("labels read", ""), ("selected by", "")]
+    return [("experiment", ""), ("mIoU over the source", "higher"), *scores, ("boundary IoU %", "higher"), *words]
 
 
 def _is_known(findings: Findings, column: str) -> bool:
@@ -140,19 +133,31 @@ def _is_known(findings: Findings, column: str) -> bool:
 def _row(entry: Entry, findings: Findings, interval: Interval | None) -> list[tuple[str, float | None]]:
     """Text of each cell, and the number that it is sorted by."""
     first = entry.rows[0]
-    cells: list[tuple[str, float | None]] = [
-        (entry.name, None),
-        (entry.word("verdict") or "–", None),
-        ("yes" if first["source_free"] else "no", None),
-        (str(first["labels_read"] or "none"), None),
-        (entry.word("selected_by") or "–", None),
+    gain = ("–", None) if interval is None else (_shortly(interval), interval.difference)
+    scores = [
+        _number(entry.mean(column), entry.deviation(column), factor, digits)
+        for column, _, factor, digits, _ in COLUMNS
+        if _is_known(findings, column)
     ]
-    for column, _, factor, digits, _ in COLUMNS:
-        if _is_known(findings, column):
-            cells.append(_number(entry.mean(column), entry.deviation(column), factor, digits))
-    cells.append(_number(boundary_iou(entry), None, PER_CENT, 1))
-    cells.append(("–", None) if interval is None else (_in_words(interval), interval.difference))
-    return cells
+    words = [
+        entry.word("verdict") or "–",
+        "yes" if first["source_free"] else "no",
+        str(first["labels_read"] or "none"),
+        entry.word("selected_by") or "–",
+    ]
+    return [
+        (entry.name, None),
+        gain,
+        *scores,
+        _number(boundary_iou(entry), None, PER_CENT, 1),
+        *((word, None) for word in words),
+    ]
+
+
+def _shortly(interval: Interval) -> str:
+    low, high = (f"{100 * value:+.1f}" for value in (interval.low, interval.high))
+    zero = ", includes zero" if interval.includes_zero else ""
+    return f"{100 * interval.difference:+.1f} ({low} to {high}{zero})"
 
 
 def _number(mean: float | None, deviation: float | None, factor: float, digits: int) -> tuple[str, float | None]:
