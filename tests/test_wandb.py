@@ -154,6 +154,7 @@ def test_fit_and_validation_of_a_folder_are_one_wandb_run(town, source_model, sf
     row = json.loads((run / "result.json").read_text())
     assert fit["summary"]["target/entropy"] > 0
     assert "target/miou" not in fit["summary"]  # no label was read
+    assert fit["summary"]["verdict"] == row["verdict"]
     assert validation["summary"]["target/miou"] == pytest.approx(row["target_miou"])
     pictures = {
         f"pictures/{kind}_{domain}" for kind in ("predictions", "reliability") for domain in ("source", "target")
@@ -180,6 +181,7 @@ def test_two_ranks_are_one_wandb_run_whose_summary_is_the_selected_checkpoint(to
     selected = json.loads((tmp_path / "run/selection.json").read_text())["selected"]
     assert run["summary"]["source/ece"] == pytest.approx(selected["value"])
     assert run["summary"]["source/miou"] == pytest.approx(selected["source/miou"])
+    assert (run["summary"]["selected_by"], run["summary"]["selectors/ece"]) == ("ece", selected["step"])
     logged = [row["source/ece"] for row in run["history"] if "source/ece" in row]
     assert len(logged) == 2
     assert min(logged) == pytest.approx(selected["value"])

@@ -1,6 +1,5 @@
 """Says at the end of a fit whether its model is better than the source, and keeps the source where it is worse."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,9 +53,8 @@ def judge_fit(method: Method, run: Run) -> Verdict | None:
     kept = is_replaced(method, verdict)
     if kept:
         _keep(source.cpu(), run)
-    selection = run.folder / "selection.json"
-    report = json.loads(selection.read_text(encoding="utf-8")) if selection.is_file() else {}
-    write_json(selection, report | {"verdict": verdict.word, "reasons": verdict.reasons, "source_is_kept": kept})
+    said = {"verdict": verdict.word, "reasons": verdict.reasons, "source_is_kept": kept}
+    write_json(run.folder / "selection.json", run.selection() | said)
     return verdict
 
 

@@ -78,9 +78,22 @@ class WandbRun(MethodCallback):
             for picture in sorted(self.folder.glob("*.png")):
                 logger.log_image(f"pictures/{picture.stem}", [str(picture)], step=self._step(trainer))
             if stage == "fit":
-                logger.experiment.summary.update(Run(self.folder).scores())
+                logger.experiment.summary.update({**Run(self.folder).scores(), **self._outcome()})
             logger.finalize("success")  # uploads checkpoints where the logger is told to
             logger.experiment.finish()
+
+    def _outcome(self) -> dict[str, object]:
+        """What was selected, by which selector each, and the verdict."""
+        run = Run(self.folder)
+        row = run.row()
+        found = {name: row[name] for name in ("selected_by", "selected_step", "verdict") if row.get(name) is not None}
+        reports = run.selection()
+        chosen = {
+            report["selected_by"]: report["selected"]
+            for report in (reports, *reports.get("others", ()))
+            if report.get("selected")
+        }
+        return found | {f"selectors/{score}": selected["step"] for score, selected in chosen.items()}
 
     def _step(self, trainer: L.Trainer) -> int:
         """Optimizer steps that the weights have taken."""

@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -134,12 +133,11 @@ def draw_cost(findings: Findings) -> str | None:
     return draw(paint) if known else None
 
 
-def draw_selection(report: dict[str, Any], path: Path) -> str | None:
+def draw_selection(report: dict[str, Any]) -> str | None:
     """What each selector saw over a fit, scaled to its own range, and what it chose.
 
     Args:
         report: Content of ``selection.json``.
-        path: The file, which messages name.
     """
     selectors = [each for each in (report, *_list(report.get("others"))) if _curve(each)]
 
@@ -153,7 +151,7 @@ def draw_selection(report: dict[str, Any], path: Path) -> str | None:
             if each["selected"]:
                 chosen = epochs.index(each["selected"]["epoch"])
                 axes.plot(epochs[chosen], scaled[chosen], "o", markersize=12, fillstyle="none", color=INK)
-        axes.set(xlabel=f"epoch ({path.parent.name})", ylabel="lowest to highest")
+        axes.set(xlabel="epoch", ylabel="lowest to highest")
         _legend(axes)
 
     return draw(paint) if any(len(_curve(each)) > 1 for each in selectors) else None

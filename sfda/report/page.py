@@ -1,6 +1,5 @@
 """``report.html``: one file with everything in it, which opens without a network."""
 
-import json
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -115,8 +114,7 @@ def _in_words(interval: Interval) -> str:
 
 
 def _reasons(entry: Entry) -> list[str]:
-    selection = entry.runs[0].folder / "selection.json"
-    return list(json.loads(selection.read_text(encoding="utf-8")).get("reasons", [])) if selection.is_file() else []
+    return list(entry.runs[0].selection().get("reasons", []))
 
 
 def _headings(findings: Findings) -> list[tuple[str, str]]:
@@ -208,16 +206,14 @@ def _figures(findings: Findings) -> list[tuple[str, Markup]]:
         ("Class mass: how much of the images each model gives to each class", figures.draw_class_mass(findings)),
         ("Cost and gain", figures.draw_cost(findings)),
         *(
-            (f"Selectors of {entry.name}: circles are what each would keep", _selection(entry))
+            (
+                f"Selectors of {entry.name}: circles are what each would keep",
+                figures.draw_selection(entry.runs[0].selection()),
+            )
             for entry in findings.entries
         ),
     ]
     return [(caption, Markup(svg)) for caption, svg in drawn if svg is not None]
-
-
-def _selection(entry: Entry) -> str | None:
-    path = entry.runs[0].folder / "selection.json"
-    return figures.draw_selection(json.loads(path.read_text(encoding="utf-8")), path) if path.is_file() else None
 
 
 def _left_by_methods(findings: Findings) -> list[tuple[str, str]]:

@@ -95,13 +95,17 @@ class Run:
         """
         return data_options(self.config_file, self.config())
 
+    def selection(self) -> dict[str, Any]:
+        """``selection.json``: what was chosen by which selectors, and the verdict; empty where there is none."""
+        path = self.folder / "selection.json"
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
     def scores(self) -> dict[str, float]:
         """Scores of the fit's validations by name: of the epoch in ``selection.json``, otherwise the last ones.
 
         A source-free fit reads no target label, so that nothing here has seen one.
         """
-        selection = self.folder / "selection.json"
-        selected = json.loads(selection.read_text(encoding="utf-8")).get("selected") if selection.is_file() else None
+        selected = self.selection().get("selected")
         scores: dict[str, float] = {}
         for row in self._metrics():
             if selected is None or row.get("epoch") == str(selected["epoch"]):
