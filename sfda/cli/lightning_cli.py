@@ -189,12 +189,13 @@ class CommandLine(LightningCLI):
         config, settings = self.config_init[self.subcommand]["trainer"], self.config[self.subcommand]
         callbacks = [
             last_checkpoint(self.folder),
-            RunFolder(self.output, settings.experiment, settings.seed_everything),
             EndsAtOnce(),
             SkippedFiles(),
             CollapseGuard(),
             Pictures(self.folder),
             WandbRun(self.folder),
+            # Last, since a run with a scored row is never scored again: killed before, its pictures would be missing.
+            RunFolder(self.output, settings.experiment, settings.seed_everything),
         ]
         given = config.get("callbacks") or []
         if config.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in given):

@@ -54,10 +54,11 @@ def hold(folder: Path, *, first: bool) -> None:
         file.close()  # gives back what was taken to look
         return
     _mine.append(file)
-    file.truncate(0)
     since = time.strftime("%Y-%m-%d %H:%M:%S")
-    json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": since, "launch": _launch()}, file)
-    file.flush()
+    with writing(path):
+        file.truncate(0)
+        json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": since, "launch": _launch()}, file)
+        file.flush()
 
 
 def release() -> None:

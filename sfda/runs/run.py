@@ -1,13 +1,12 @@
 """A run folder: what lies in it, and what it says."""
 
 import csv
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sfda.errors import UserError
-from sfda.files import write_json
+from sfda.files import read_json, write_json
 from sfda.runs.experiment import data_options
 from sfda.yaml_files import read_mapping
 
@@ -56,7 +55,7 @@ class Run:
 
     def row(self) -> Row:
         """The run's row: facts and scores by name; empty before the run is finished."""
-        return json.loads(self.row_file.read_text(encoding="utf-8")) if self.is_finished else {}
+        return read_json(self.row_file) if self.is_finished else {}
 
     def write_row(self, row: Row) -> None:
         """Write the row."""
@@ -101,7 +100,7 @@ class Run:
         A source-free fit reads no target label, so that nothing here has seen one.
         """
         selection = self.folder / "selection.json"
-        selected = json.loads(selection.read_text(encoding="utf-8"))["selected"] if selection.is_file() else None
+        selected = read_json(selection).get("selected") if selection.is_file() else None
         scores: dict[str, float] = {}
         for row in self._metrics():
             if selected is None or row.get("epoch") == str(selected["epoch"]):
@@ -131,7 +130,7 @@ class Run:
         if not (self.is_finished or self.is_resumable):
             return
         if self.settings_file.is_file():
-            stored = json.loads(self.settings_file.read_text(encoding="utf-8"))
+            stored = read_json(self.settings_file)
             differing = _first_difference(stored, settings) or _first_difference(settings, stored)
         else:
             differing = _first_difference(settings["config"], self.config())
