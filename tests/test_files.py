@@ -111,11 +111,7 @@ def test_what_a_user_cannot_mend_keeps_its_traceback(monkeypatch):
 @pytest.mark.medium
 def test_a_folder_that_cannot_be_written_is_named_by_every_command(town, source_model, sfda, tmp_path, capsys):
     (tmp_path / "file").write_text("")  # root may write anywhere but below a file
-    out, run = tmp_path / "file/out", source_model.parent
-    comparison = tmp_path / "compare.yaml"
-    comparison.write_text(yaml.safe_dump({"benchmark": "streets", "seeds": [1], "experiments": ["ada_bn"]}))
-    sweep = tmp_path / "sweep.yaml"
-    sweep.write_text(yaml.safe_dump({**SWEEP, "command": ["sfda", "fit", "streets/tent", "${args}"]}))
+    out, run = tmp_path / "file/out.ckpt", source_model.parent
     weights = tmp_path / "weights.pt"
     prefix, state = "network.network.", torch.load(source_model, weights_only=True)["state_dict"]
     torch.save({key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}, weights)
@@ -125,16 +121,29 @@ def test_a_folder_that_cannot_be_written_is_named_by_every_command(town, source_
         ("predict", "--run", run, "--images", town / "cityscapes"),
         ("calibrate", "--run", run, "--with", "pseudo_cal"),
         ("data", "streets"),
-        ("compare", comparison),
-        ("sweep", sweep, "--trials", 1),
         ("adapt", "--source", run, "--images", town / "cityscapes/leftImg8bit/val"),
         ("export", "--run", run, "--format", "onnx"),
         ("weights", "import", weights, "--network", NETWORK),
     ):
-        assert sfda(*arguments, "--out", out) == 2
-        error = capsys.readouterr().err
-        assert error.startswith(f"sfda: {out}"), error
-        assert re.search(r"cannot be written \((Not a directory|File exists)\): choose another folder", error)
+        assert_refused(sfda, capsys, *arguments, "--out", out)
+
+
+@pytest.mark.slow
+def test_a_folder_that_cannot_be_written_is_named_by_commands_that_run_others(sfda, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    comparison = tmp_path / "compare.yaml"
+    comparison.write_text(yaml.safe_dump({"benchmark": "streets", "seeds": [1], "experiments": ["ada_bn"]}))
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text(yaml.safe_dump({**SWEEP, "command": ["sfda", "fit", "streets/tent", "${args}"]}))
+    for arguments in (("compare", comparison), ("sweep", sweep, "--trials", 1)):
+        assert_refused(sfda, capsys, *arguments, "--out", tmp_path / "file/out")
+
+
+def assert_refused(sfda, capsys, *arguments):
+    assert sfda(*arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"sfda: {arguments[-1]}"), error
+    assert re.search(r"cannot be written \((Not a directory|File exists)\): choose another folder", error)
 
 
 @pytest.mark.medium

@@ -132,7 +132,7 @@ def spread(events: Sequence[str], kills: int) -> list[int]:
 def test_a_comparison_killed_at_any_time_ends_as_if_it_had_not_been(folder: Path) -> None:
     status, events = compare(folder, "whole")
     assert status == 0
-    assert {"on_train_batch_start", "half of .last.ckpt.tmp", "seed1: selected.ckpt"} <= set(events)
+    assert {"on_train_batch_start", "half of .last.ckpt.tmp", "tent: selected.ckpt"} <= set(events)
     expected = outcome(folder, "whole")
     assert expected["tent"]["target_miou"] is not None
     for number in spread(events, KILLS):
