@@ -39,9 +39,17 @@ def test_an_image_that_the_disk_does_not_give_is_named(tmp_path):
 
 
 def test_a_lock_that_cannot_be_written_is_named(tmp_path):
-    with no_file_larger_than(10), pytest.raises(WriteError, match=r"run/\.lock cannot be written \(File too large\)"):
-        lock.hold(tmp_path / "run", first=True)
-    lock.release()
+    with no_file_larger_than(10):
+        with pytest.raises(WriteError, match=r"run/\.lock cannot be written \(File too large\)"):
+            lock.hold(tmp_path / "run", first=True)
+        lock.release()  # writes nothing more
+
+
+@pytest.mark.medium
+def test_a_run_whose_lock_cannot_be_written_names_it(town, source_model, sfda, tmp_path, capsys):
+    with no_file_larger_than(10):
+        assert sfda("fit", *tiny_arguments("ada_bn", town, source_model), "--out", tmp_path / "run") == 2
+    assert f"sfda: {tmp_path}/run/.lock cannot be written (File too large)" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_gone_is_a_sentence(tmp_path, monkeypatch, capsys):

@@ -55,10 +55,12 @@ def hold(folder: Path, *, first: bool) -> None:
         return
     _mine.append(file)
     since = time.strftime("%Y-%m-%d %H:%M:%S")
+    me = {"pid": os.getpid(), "host": socket.gethostname(), "since": since, "launch": _launch()}
+    content = json.dumps(me).encode()
     with writing(path):
         file.truncate(0)
-        json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": since, "launch": _launch()}, file)
-        file.flush()
+        while content:  # past the file's buffer, which closing would try to write once more
+            content = content[os.write(file.fileno(), content) :]
 
 
 def release() -> None:
