@@ -1,4 +1,4 @@
-"""Writing files: whole or not at all, and what the system refuses as a sentence. Imports no torch."""
+"""Files: written whole or not at all, and what the system refuses as a sentence. Imports no torch."""
 
 from __future__ import annotations
 
@@ -20,10 +20,14 @@ if TYPE_CHECKING:
 MAKE_ROOM = "make room there, or choose a folder on another disk"
 ADVICE = {
     errno.EFBIG: "raise the limit of a file's size (`ulimit -f`), or choose a folder on another disk",
+    errno.ENOENT: "it, or its folder, was moved or removed",
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit of open files (`ulimit -n`)"),
+    **dict.fromkeys((errno.EIO, errno.ESTALE, errno.ENXIO), "check the disk, or the network drive, that it is on"),
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), MAKE_ROOM),
     **dict.fromkeys((errno.EACCES, errno.EPERM), "check the permissions, or choose another folder"),
     **dict.fromkeys(
-        (errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG), "choose another folder"
+        (errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
+        "choose another folder",
     ),
 }
 """What a user can do about what the system refuses."""
@@ -87,6 +91,22 @@ def write_whole(path: Path, data: bytes | memoryview, *, shared: bool = False) -
             with suppress(OSError):  # there may be no such file or folder
                 temporary.unlink()
             raise
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What `write_json` wrote, which is values by name.
+
+    Raises:
+        UserError: it cannot be read, or holds something else.
+    """
+    advice = "move it away, and give the command that wrote it again"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}): {advice}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged (it holds no values by name): {advice}")
+    return content
 
 
 def write_json(path: Path, content: Any) -> None:

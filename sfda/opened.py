@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any
 
 from sfda.errors import UserError
+from sfda.files import writing
 
 Frame = tuple[str, int, str]
 """File, line and function."""
@@ -113,7 +114,8 @@ def recorded(log: Path, watched: Iterable[str]) -> Iterator[list[Opened]]:
         stack = _stack()
         if (path, is_folder, stack) not in seen:
             seen.add((path, is_folder, stack))
-            os.write(descriptor, (json.dumps([path, is_folder, stack, os.getpid()]) + "\n").encode())
+            with writing(log):
+                os.write(descriptor, (json.dumps([path, is_folder, stack, os.getpid()]) + "\n").encode())
 
     try:
         with _watching(watched) as opened, listening(record):

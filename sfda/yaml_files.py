@@ -4,15 +4,33 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from typing_extensions import override
 
 from sfda.errors import UserError
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice in one mapping, of which PyYAML keeps the last without a word."""
+
+    @override
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if (name := self.construct_object(key)) in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {name!r} stands here a second time", key.start_mark
+                    )
+                seen.add(name)
+        return super().construct_mapping(node, deep)
 
 
 def read_yaml(path: Path) -> Any:
     """The content of a YAML (or JSON) file; a `UserError` with file, line and column where it cannot be parsed."""
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: no UTF-8, or a date like 2026-13-01
+        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    # ValueError: no UTF-8, or a date like 2026-13-01; RecursionError: 1000 brackets and more
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot be read as YAML: {_reason(error)}") from error
 
 

@@ -7,6 +7,7 @@ import torch
 
 from tiny_runs import die, tiny_arguments
 
+TWO = ("--trainer.devices", "2", "--trainer.strategy", "ddp_fork", "--data.init_args.batch_size", "2")
 DAMAGES = {
     "state_dict a list": {"state_dict": [1]},
     "hyper_parameters a list": {"hyper_parameters": [1]},
@@ -36,18 +37,19 @@ def unfinished(town, tmp_path_factory):
 
 
 @pytest.fixture
-def resumed(unfinished, sfda, tmp_path, capsys):
+def resumed(unfinished, sfda, tmp_path, capfd):
     """Goes on with a run whose checkpoint is damaged; gives the last line that is printed."""
 
-    def go_on(damage) -> str:
+    def go_on(damage, *more: str) -> str:
         shutil.copytree(unfinished, tmp_path / "run")
         path = tmp_path / "run/last.ckpt"
         checkpoint = torch.load(path, weights_only=True)
         damage(checkpoint)
         torch.save(checkpoint, path)
-        assert sfda("fit", "--run", tmp_path / "run") == 2
-        error = capsys.readouterr().err
+        assert sfda("fit", "--run", tmp_path / "run", *more) == 2
+        error = capfd.readouterr().err  # that of forked processes too
         assert "Traceback" not in error
+        assert sum(line.startswith("sfda: ") for line in error.splitlines()) == 1
         return error.splitlines()[-1]
 
     return go_on
@@ -61,8 +63,15 @@ def test_a_damaged_part_of_a_checkpoint_is_a_sentence(damage, resumed):
 
 @pytest.mark.medium
 def test_weights_of_other_shapes_are_a_sentence(resumed):
-    def cut(checkpoint):
-        state = checkpoint["state_dict"]
-        state["network.network.classifier.weight"] = state["network.network.classifier.weight"][:3]
+    assert "network.network.classifier.weight" in resumed(cut_the_classifier)
 
-    assert "network.network.classifier.weight" in resumed(cut)
+
+@pytest.mark.medium
+def test_weights_of_other_shapes_are_one_sentence_of_two_processes(resumed):
+    error = resumed(cut_the_classifier, *TWO)
+    assert "last.ckpt does not fit SourceTraining with these options (size mismatch for network.network." in error
+
+
+def cut_the_classifier(checkpoint):
+    state = checkpoint["state_dict"]
+    state["network.network.classifier.weight"] = state["network.network.classifier.weight"][:3]

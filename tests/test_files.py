@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import resource
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,14 @@ from sfda.callbacks.run_folder import MetricsFile
 from sfda.cli.main import main
 from sfda.files import WriteError, write_json, write_whole
 from sfda.town import write_streets
-from tiny_runs import tiny_arguments
+from tiny_runs import NETWORK, tiny_arguments
+
+SWEEP = {
+    "program": "sfda",
+    "method": "grid",
+    "metric": {"name": "target/entropy", "goal": "minimize"},
+    "parameters": {"model.init_args.lr": {"values": [0.1]}},
+}
 
 
 @contextmanager
@@ -103,21 +111,39 @@ def test_what_a_user_cannot_mend_keeps_its_traceback(monkeypatch):
 @pytest.mark.medium
 def test_a_folder_that_cannot_be_written_is_named_by_every_command(town, source_model, sfda, tmp_path, capsys):
     (tmp_path / "file").write_text("")  # root may write anywhere but below a file
-    out, run = tmp_path / "file/out", source_model.parent
-    comparison = tmp_path / "compare.yaml"
-    comparison.write_text(yaml.safe_dump({"benchmark": "streets", "seeds": [1], "experiments": ["ada_bn"]}))
+    out, run = tmp_path / "file/out.ckpt", source_model.parent
+    weights = tmp_path / "weights.pt"
+    prefix, state = "network.network.", torch.load(source_model, weights_only=True)["state_dict"]
+    torch.save({key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}, weights)
     for arguments in (
         ("fit", *tiny_arguments("ada_bn", town, source_model)),
         ("validate", *tiny_arguments("source_only", town, source_model)),
         ("predict", "--run", run, "--images", town / "cityscapes"),
         ("calibrate", "--run", run, "--with", "pseudo_cal"),
         ("data", "streets"),
-        ("compare", comparison),
+        ("adapt", "--source", run, "--images", town / "cityscapes/leftImg8bit/val"),
+        ("export", "--run", run, "--format", "onnx"),
+        ("weights", "import", weights, "--network", NETWORK),
     ):
-        assert sfda(*arguments, "--out", out) == 2
-        error = capsys.readouterr().err
-        assert error.startswith(f"sfda: {out}"), error
-        assert "cannot be written (Not a directory): choose another folder" in error
+        assert_refused(sfda, capsys, *arguments, "--out", out)
+
+
+@pytest.mark.slow
+def test_a_folder_that_cannot_be_written_is_named_by_commands_that_run_others(sfda, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    comparison = tmp_path / "compare.yaml"
+    comparison.write_text(yaml.safe_dump({"benchmark": "streets", "seeds": [1], "experiments": ["ada_bn"]}))
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text(yaml.safe_dump({**SWEEP, "command": ["sfda", "fit", "streets/tent", "${args}"]}))
+    for arguments in (("compare", comparison), ("sweep", sweep, "--trials", 1)):
+        assert_refused(sfda, capsys, *arguments, "--out", tmp_path / "file/out")
+
+
+def assert_refused(sfda, capsys, *arguments):
+    assert sfda(*arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"sfda: {arguments[-1]}"), error
+    assert re.search(r"cannot be written \((Not a directory|File exists)\): choose another folder", error)
 
 
 @pytest.mark.medium
@@ -155,11 +181,13 @@ def test_a_pass_whose_row_could_not_be_written_goes_on(town, source_model, sfda,
 @pytest.mark.medium
 def test_a_validation_that_cannot_draw_says_how_it_goes_on(town, source_model, sfda, stops, tmp_path):
     run = tmp_path / "run"
-    error = stops(20_000, "validate", *tiny_arguments("source_only", town, source_model), "--out", run)
+    arguments = ("validate", *tiny_arguments("source_only", town, source_model), "--out", run)
+    error = stops(20_000, *arguments)
     assert f"{run / 'reliability_target.png'} cannot be written" in error
-    assert error.endswith(f"score the run with `sfda validate --run {run}`")
-    assert sfda("validate", "--run", run) == 0
+    assert error.endswith("give the same command again")
+    assert sfda(*arguments) == 0
     assert (run / "reliability_target.png").exists()
+    assert (run / "result.json").exists()
 
 
 @pytest.mark.medium

@@ -1,7 +1,6 @@
 """``sfda adapt``: from somebody's model and a folder of images to an adapted model, in one command."""
 
 import argparse
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from sfda.data.paths import files_below
 from sfda.data.photographs import Photographs, flat_names, labels_of, link_images, look_over, spread
 from sfda.data.readers import SegmentationSet, class_set_of_files
 from sfda.errors import UserError
-from sfda.files import write_json, write_whole
+from sfda.files import read_json, write_json, write_whole
 from sfda.networks.batch_norm import batch_norm_layers
 from sfda.networks.timing import pass_seconds
 from sfda.processes import preload
@@ -132,7 +131,7 @@ def _claim(said: argparse.Namespace, photographs: Photographs) -> None:
         if said.out.exists() and (not said.out.is_dir() or any(said.out.iterdir())):
             raise UserError(f"--out {said.out}: holds other files already; choose another folder")
         return
-    begun = json.loads(path.read_text(encoding="utf-8"))
+    begun = read_json(path)
     for key, value in _asked(said).items():
         if (before := begun["asked"].get(key)) != value:
             option = f"--{key.replace('_', '-')}"
@@ -179,7 +178,7 @@ def _plan(
 ) -> Plan:
     stored = said.out / "adapt.json"
     if stored.is_file():
-        return plan_of(json.loads(stored.read_text(encoding="utf-8"))["plan"])
+        return plan_of(read_json(stored)["plan"])
     size = photographs.size(MOST_PIXELS)
     seconds = pass_seconds(source.segmenter, size)
     return make_plan(methods, size, len(photographs.images), labelled, seconds, SHARE * 60 * said.minutes)

@@ -1,7 +1,6 @@
 """What ``sfda adapt`` prints: its plan before, its table after."""
 
 import argparse
-import json
 import math
 import shlex
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sfda.files import write_whole
+from sfda.files import read_json, write_whole
 from sfda.progress import duration
 from sfda.runs.adaptation import SOURCE_ONLY, Plan
 from sfda.runs.engine import Stage
@@ -116,7 +115,7 @@ def finish(
     ]
     report = run.folder / "ada_bn.json"
     if report.is_file():
-        alpha = json.loads(report.read_text(encoding="utf-8"))["alpha"]
+        alpha = read_json(report)["alpha"]
         mixed = f"{100 * alpha:g} % of the target's BatchNorm statistics are mixed in"
         words.append(mixed if alpha else "nothing is adapted: the source model's BatchNorm statistics are kept (α = 0)")
     say(console, "; ".join(words), f"Open {out / 'before_after.png'}: before and after")

@@ -4,6 +4,7 @@ import hashlib
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,8 @@ def export(run: Path, kind: Format, out: Path | None = None, images: Path | None
         with writing(path):
             temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # there may be no such folder
+            temporary.unlink()
     sys.stdout.write(f"{path}: {decimal(path.stat().st_size)}, exported in {seconds:.0f} s\n")
     return 0
 

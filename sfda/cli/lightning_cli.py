@@ -33,7 +33,7 @@ from sfda.callbacks.skipped_files import SkippedFiles
 from sfda.callbacks.wandb_run import WandbRun, settle_wandb_loggers
 from sfda.data.datamodule import DomainAdaptationDataModule
 from sfda.data.label_spaces import load_class_set
-from sfda.errors import Interrupted, UserError, last_line
+from sfda.errors import Interrupted, UserError
 from sfda.files import WriteError, cannot_write, write_whole
 from sfda.libraries import shorten, user_error_behind
 from sfda.methods import Method, TrainedMethod
@@ -190,13 +190,14 @@ class CommandLine(LightningCLI):
         config, settings = self.config_init[self.subcommand]["trainer"], self.config[self.subcommand]
         callbacks = [
             last_checkpoint(self.folder),
-            RunFolder(self.output, settings.experiment, settings.seed_everything),
             EndsAtOnce(),
             SkippedFiles(),
             CollapseGuard(),
             Pictures(self.folder),
             ImageRecords(self.output),
             WandbRun(self.folder),
+            # Last, since a run with a scored row is never scored again: killed before, its pictures would be missing.
+            RunFolder(self.output, settings.experiment, settings.seed_everything),
         ]
         given = config.get("callbacks") or []
         if config.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in given):
@@ -244,12 +245,13 @@ class CommandLine(LightningCLI):
                 raise
             end_ranks(self.trainer)
             raise Interrupted(number, self._how_to_go_on() if _is_first_process() else "") from end
-        except RuntimeError as error:
+        except (RuntimeError, ProcessException) as error:  # of this process, or of one that it forked
             if "Error(s) in loading state_dict" not in str(error):
                 raise
+            misfit = str(error).strip().splitlines()[-1].strip(" \t.")
             raise UserError(
                 f"{self.trainer.ckpt_path} does not fit {type(self.model).__name__} with these options "
-                f"({last_line(error)}): give the checkpoint and the config.yaml of one run"
+                f"({misfit}): give the checkpoint and the config.yaml of one run"
             ) from error
         except (WriteError, OSError) as error:
             if isinstance(error, OSError):

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import BrokenExecutor
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -86,9 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given[0] == "--version":
         sys.stdout.write(f"sfda {__version__}\n")
         return 0
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # methods, networks and callbacks of the user's own lie there
     try:
+        if str(Path.cwd()) not in sys.path:
+            sys.path.insert(0, str(Path.cwd()))  # methods, networks and callbacks of the user's own lie there
         if given[0] not in commands:
             raise UserError(f"unknown command {given[0]!r}: one of {', '.join(commands)} (see `sfda --help`)")
         return commands[given[0]](given[1:])
@@ -96,6 +97,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(error)
     except OSError as error:
         return _fail(cannot_write(error))
+    except BrokenExecutor:
+        text = "a process that this command started has died, probably of too little memory: give the command again"
+        return _fail(UserError(text))
     except Interrupted as end:
         if end.how_to_go_on:
             sys.stderr.write(f"sfda: interrupted ({end.signal.name}); {end.how_to_go_on}\n")

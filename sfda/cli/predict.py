@@ -1,7 +1,6 @@
 """``sfda predict``: label images of any size, and videos, with the selected checkpoint of a run."""
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from sfda.data.layouts import domains_of
 from sfda.data.paths import IMAGE_TYPES, describe_left_out, files_below
 from sfda.drawing import Array, colour
 from sfda.errors import UserError
-from sfda.files import write_json, write_whole
+from sfda.files import read_json, write_json, write_whole
 from sfda.methods import Method
 from sfda.methods.kinds.rebuild import build_method
 from sfda.progress import progress
@@ -155,10 +154,7 @@ def _claim(
     }
     path = out / "predict.json"
     if path.exists():
-        try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{path} cannot be read: choose another --out, or move it away") from error
+        stored = read_json(path)
         for key in ("sha256", "classes", "size", "kind"):
             if stored.get(key) != wanted[key]:
                 held = f"predictions of {stored.get('checkpoint')} with another {key}"

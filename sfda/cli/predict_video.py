@@ -1,7 +1,7 @@
 """Videos, frame by frame, by OpenCV."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import cv2
@@ -19,8 +19,12 @@ USUAL_RATE = 25.0
 
 def count_frames(path: Path) -> int:
     """How many frames a video says it has; 1 where it does not say."""
+    return max(1, _frames_named(path))
+
+
+def _frames_named(path: Path) -> int:
     with _opened(path) as video:
-        return max(1, int(video.get(cv2.CAP_PROP_FRAME_COUNT)))
+        return int(video.get(cv2.CAP_PROP_FRAME_COUNT))
 
 
 def draw_video(path: Path, out: Path, draw: Callable[[int, Array], Array]) -> None:
@@ -35,11 +39,12 @@ def draw_video(path: Path, out: Path, draw: Callable[[int, Array], Array]) -> No
     temporary = out.with_name(f".{out.stem}.tmp{out.suffix}")
     out.parent.mkdir(parents=True, exist_ok=True)
     writer: cv2.VideoWriter | None = None
+    written = 0
     try:
         with _opened(path) as video:
             rate = video.get(cv2.CAP_PROP_FPS)
-            for number, frame in enumerate(_frames(video)):
-                drawn = draw(number, frame)
+            for written, frame in enumerate(_frames(video), start=1):
+                drawn = draw(written - 1, frame)
                 if writer is None:
                     writer = _writer(temporary, rate if 0 < rate < 1000 else USUAL_RATE, drawn)
                 writer.write(cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
@@ -48,11 +53,14 @@ def draw_video(path: Path, out: Path, draw: Callable[[int, Array], Array]) -> No
                 path, "no frame of it can be decoded: damaged, or of a variety that OpenCV does not read"
             )
         writer.release()
+        if _frames_named(temporary) != written:  # OpenCV does not tell
+            raise WriteError(f"{out} cannot be written: make room there, or choose another folder")
         temporary.replace(out)
     finally:
         if writer is not None:
             writer.release()
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 @contextmanager

@@ -207,6 +207,8 @@ def _parse_groups(path: str, key: str, groups: Mapping[Any, Any], names: Sequenc
     if wrong := [group for group, members in groups.items() if not isinstance(members, list)]:
         raise UserError(f"class set {path}: `{key}` needs a list of {'Cityscapes ' * of_cityscapes}classes for {wrong}")
     members = [member for group in groups.values() for member in group]
+    if wrong := [member for member in members if not isinstance(member, str)]:
+        raise UserError(f"class set {path}: `{key}` must hold names of classes; put quotes around {wrong}")
     unknown = [group for group in groups if group not in names]
     unknown += [member for member in members if member not in CITYSCAPES19.names and of_cityscapes]
     if unknown:

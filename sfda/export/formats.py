@@ -1,6 +1,7 @@
 """The two kinds of file that a module of images is written to, and how each is run again."""
 
 import importlib
+import io
 import json
 import warnings
 from collections.abc import Callable, Mapping
@@ -71,7 +72,9 @@ def write_pt2(module: nn.Module, path: Path, about: Mapping[str, Any]) -> None:
     axes = (dict.fromkeys(AXES, torch.export.Dim.AUTO),)
     with torch.no_grad():
         program = torch.export.export(module, (_example(),), dynamic_shapes=axes, strict=False)
-    torch.export.save(program, path, extra_files={METADATA_FILE: json.dumps(about)})
+    file = io.BytesIO()  # torch's own writer ends the process where a disk is full
+    torch.export.save(program, file, extra_files={METADATA_FILE: json.dumps(about)})
+    path.write_bytes(file.getbuffer())
 
 
 WRITERS: dict[Format, Callable[[nn.Module, Path, Mapping[str, Any]], None]] = {"onnx": write_onnx, "pt2": write_pt2}

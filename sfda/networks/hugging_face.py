@@ -212,7 +212,7 @@ def _preprocessing(folder: str) -> tuple[NetworkOptions, tuple[str, ...]]:
 def _json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: values by name are expected, not a {type(content).__name__}")

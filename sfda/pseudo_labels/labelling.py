@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
+from rich.filesize import decimal
 from torch import Tensor
 from typing_extensions import Self
 
@@ -195,8 +196,8 @@ def _check_disk(store: PseudoLabelStore, images: int, pixels: int, num_classes: 
     needed, free = (images - len(store.temporaries())) * of_one, shutil.disk_usage(store.folder).free
     if needed > free:
         raise UserError(
-            f"{store.folder}: the temporaries of {images} images need up to {needed / 1e9:.1f} GB there, and "
-            f"{free / 1e9:.1f} GB are free: make room, or choose another --out"
+            f"{store.folder}: the temporaries of {images} images need up to {decimal(needed)} there, and "
+            f"{decimal(free)} are free: make room, or choose another --out"
         )
 
 

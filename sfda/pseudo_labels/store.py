@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 import sys
-import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +25,7 @@ from sfda.ranks import barrier, rank_and_world_size
 
 Label = npt.NDArray[np.uint8]
 Arrays = dict[str, npt.NDArray[Any]]
+_CRC_BYTES = 4
 
 
 class PseudoLabelStore:
@@ -106,8 +107,9 @@ class PseudoLabelStore:
             return None
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{path} cannot be read ({error}): {self.advice}") from error
+        checksum = stored.pop("checksum", None) if isinstance(stored, dict) else None
         if (
             not isinstance(stored, dict)
             or stored.keys() != self._manifest.keys()
@@ -115,10 +117,12 @@ class PseudoLabelStore:
             or not isinstance(stored["identity"], dict | None)
         ):
             raise UserError(f"{path} is no manifest of pseudo-labels: {self.advice}")
+        if checksum != _checksum(stored):
+            raise UserError(f"{path} is damaged, its checksum is wrong: {self.advice}")
         return stored
 
     def _write_manifest(self, content: Mapping[str, Any]) -> None:
-        write_json(self.folder / "manifest.json", content)
+        write_json(self.folder / "manifest.json", {**content, "checksum": _checksum(content)})
 
     def _say_what_differs(self, stored: Mapping[str, Any]) -> None:
         keys = [key for key in {**stored, **self.identity} if stored.get(key) != self.identity.get(key)]
@@ -188,14 +192,15 @@ class PseudoLabelStore:
         return self._temporary(name).exists()
 
     def write_temporary(self, name: str, arrays: Arrays) -> None:
-        """Keep arrays of an image, uncompressed, until its label is written.
+        """Keep arrays of an image, uncompressed, a checksum behind them, until its label is written.
 
         Raises:
             UserError: they cannot be written.
         """
         file = io.BytesIO()
         np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy 1 and 2 differ in what they let names be
-        write_whole(self._temporary(name), file.getvalue())
+        data = file.getvalue()
+        write_whole(self._temporary(name), data + _crc(data))
 
     def read_temporary(self, name: str) -> Arrays:
         """What `write_temporary` was given.
@@ -205,14 +210,28 @@ class PseudoLabelStore:
         """
         path = self._temporary(name)
         try:
-            with path.open("rb") as file, np.load(file) as arrays:
-                return dict(arrays)
-        except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-            raise UserError(f"{path} cannot be read ({error}): {self.advice}") from error
+            with path.open("rb") as file:
+                data = file.read()
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror}): {self.advice}") from error
+        # Those of a zip file's members do not cover its directory.
+        if _crc(data[:-_CRC_BYTES]) != data[-_CRC_BYTES:]:
+            raise UserError(f"{path} cannot be read (its checksum is wrong): {self.advice}")
+        with np.load(io.BytesIO(data[:-_CRC_BYTES])) as arrays:
+            return dict(arrays)
 
     def remove_temporary(self, name: str) -> None:
         """Remove the temporary of an image."""
         self._temporary(name).unlink()
+
+
+def _crc(data: bytes) -> bytes:
+    return zlib.crc32(data).to_bytes(_CRC_BYTES, "big")
+
+
+def _checksum(content: Mapping[str, Any]) -> int:
+    """CRC-32 of values that JSON can hold."""
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
 def weights_hash(*modules: nn.Module) -> str:

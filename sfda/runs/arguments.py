@@ -24,6 +24,7 @@ from sfda.runs.experiment import (
     read_config,
     resolve,
 )
+from sfda.runs.own_library import refuse_functions_of_python
 from sfda.runs.run import Run
 from sfda.yaml_files import read_mapping
 
@@ -122,6 +123,7 @@ def expand(subcommand: str, arguments: Sequence[str]) -> Job:
             value = str(find_fragment(str(value)))
             read_class(Path(value))  # so that what is wrong with it is said in our words
         options += [option] if value is None else [option, value]
+    refuse_functions_of_python(config)
     return Job(subcommand, tuple(arguments), config, tuple(options), run)
 
 

@@ -54,10 +54,13 @@ def hold(folder: Path, *, first: bool) -> None:
         file.close()  # gives back what was taken to look
         return
     _mine.append(file)
-    file.truncate(0)
     since = time.strftime("%Y-%m-%d %H:%M:%S")
-    json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": since, "launch": _launch()}, file)
-    file.flush()
+    me = {"pid": os.getpid(), "host": socket.gethostname(), "since": since, "launch": _launch()}
+    content = json.dumps(me).encode()
+    with writing(path):
+        file.truncate(0)
+        while content:  # past the file's buffer, which closing would try to write once more
+            content = content[os.write(file.fileno(), content) :]
 
 
 def release() -> None:

@@ -1,13 +1,12 @@
 """A run folder: what lies in it, and what it says."""
 
 import csv
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sfda.errors import UserError
-from sfda.files import write_json
+from sfda.files import read_json, write_json
 from sfda.runs.experiment import data_options
 from sfda.yaml_files import read_mapping
 
@@ -56,7 +55,7 @@ class Run:
 
     def row(self) -> Row:
         """The run's row: facts and scores by name; empty before the run is finished."""
-        return json.loads(self.row_file.read_text(encoding="utf-8")) if self.is_finished else {}
+        return read_json(self.row_file) if self.is_finished else {}
 
     def write_row(self, row: Row) -> None:
         """Write the row."""
@@ -98,7 +97,7 @@ class Run:
     def selection(self) -> dict[str, Any]:
         """``selection.json``: what was chosen by which selectors, and the verdict; empty where there is none."""
         path = self.folder / "selection.json"
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+        return read_json(path) if path.is_file() else {}
 
     def scores(self) -> dict[str, float]:
         """Scores of the fit's validations by name: of the epoch in ``selection.json``, otherwise the last ones.
@@ -135,7 +134,7 @@ class Run:
         if not (self.is_finished or self.is_resumable):
             return
         if self.settings_file.is_file():
-            stored = json.loads(self.settings_file.read_text(encoding="utf-8"))
+            stored = read_json(self.settings_file)
             differing = _first_difference(stored, settings) or _first_difference(settings, stored)
         else:
             differing = _first_difference(settings["config"], self.config())

@@ -122,10 +122,8 @@ def _is_complete(root: Path, manifest: dict[str, Any]) -> bool:
             continue
         found = path.read_bytes()
         if found != _as_json(manifest):
-            raise UserError(
-                f"{path}: another town is there ({' '.join(found.decode().split())}): "
-                "choose another --out, or delete that folder"
-            )
+            town = " ".join(found.decode(errors="replace").split())
+            raise UserError(f"{path}: another town is there ({town}): choose another --out, or delete that folder")
         return path.name == MANIFEST
     if taken := [domain for domain in manifest["counts"] if (root / domain).exists()]:
         raise UserError(f"{root / taken[0]}: exists and was not written as a town: choose another --out, or move it")

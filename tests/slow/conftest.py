@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import yaml
 
 from commands import Done, run_sfda
-from sfda.runs.experiment import configs_folder
+from small_experiments import write_small_experiments
 from tiny_runs import NETWORK
 
 DEMO_NETWORK = "smp:DeepLabV3Plus/mobilenet_v2"
-TINY_DATA = {"crop": [24, 48], "batch_size": 4, "samples_per_epoch": 16, "val_batch_size": 3}
 
 
 @dataclass(frozen=True)
@@ -59,31 +57,3 @@ def demo(request, town, tmp_path_factory) -> Demo:
     done = run_sfda(folder, "compare", "compare/demo.yaml", "--out", "runs/demo")
     assert done.status == 0, done.output
     return Demo(folder, done.output, NETWORK if request.param == "small" else DEMO_NETWORK)
-
-
-def write_small_experiments(folder: Path, town: Path) -> None:
-    """Configs that stand before the project's own in this folder: the tiny town, the tiny network, few steps."""
-    (folder / "data").mkdir()
-    (folder / "data/streets").symlink_to(town)
-    (folder / "tiny_network.py").write_text((Path(__file__).parents[1] / "tiny_network.py").read_text())
-    configs = configs_folder()
-    for path in configs.glob("experiment/streets/*.yaml"):
-        content = yaml.safe_load(path.read_text())
-        if path.stem == "base":
-            content |= {"data": "data.yaml", "trainer": "trainer.yaml", "model": {"init_args": {"network": NETWORK}}}
-        else:
-            content.pop("data", None)
-        write(folder / "experiment/streets" / path.name, content)
-    data = yaml.safe_load((configs / "data/streets.yaml").read_text())
-    data["init_args"] |= TINY_DATA
-    write(folder / "experiment/streets/data.yaml", data)
-    trainer = yaml.safe_load((configs / "trainer/cpu.yaml").read_text())
-    write(folder / "experiment/streets/trainer.yaml", {**trainer, "log_every_n_steps": 1})
-    comparison = yaml.safe_load((configs / "compare/demo.yaml").read_text())
-    del comparison["prepare"], comparison["options"]
-    write(folder / "compare/demo.yaml", comparison)
-
-
-def write(path: Path, content: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(content))
