@@ -224,13 +224,13 @@ def _compare(arguments: list[str]) -> int:
     parser.add_argument("--out", required=True, type=Path, help="folder of all runs, results.json and results.csv")
     _add_logger(parser)
     options = parser.parse_args(arguments)
-    compare(options.config, options.out, main, options.logger)
+    return compare(options.config, options.out, main, _write_page, options.logger)
 
+
+def _write_page(folder: Path, title: str) -> Path:
     from sfda.report.page import NAME, write_report
 
-    page = write_report([options.out], options.out / NAME, title=Path(options.config).stem)
-    sys.stdout.write(f"Open {page}: scores with intervals, and the same images for all\n")
-    return 0
+    return write_report([folder], folder / NAME, title=title)
 
 
 def _add_logger(parser: argparse.ArgumentParser) -> None:

@@ -104,7 +104,13 @@ def plan(comparison: Comparison, out: Path) -> Stages:
     return ordered
 
 
-def compare(config: str, out: Path, run_here: Callable[[Sequence[str]], int], logger: str | None = None) -> int:
+def compare(
+    config: str,
+    out: Path,
+    run_here: Callable[[Sequence[str]], int],
+    write_page: Callable[[Path, str], Path],
+    logger: str | None = None,
+) -> int:
     """Run the experiments of a compare file in the order of their dependencies and print their table.
 
     Every command is a process of its own; what is finished is not run again, what was interrupted is resumed.
@@ -113,6 +119,7 @@ def compare(config: str, out: Path, run_here: Callable[[Sequence[str]], int], lo
         config: The compare file.
         out: Folder of all runs, ``results.json``, ``results.csv`` and ``side_by_side.png``.
         run_here: Runs a command in this process: what draws or fetches data needs no torch.
+        write_page: Writes the report of this folder, under a title, and gives its path.
         logger: Fragment of a logger that every run gets when it begins; it is no part of a run's settings.
 
     Returns:
@@ -146,6 +153,8 @@ def compare(config: str, out: Path, run_here: Callable[[Sequence[str]], int], lo
     for remark in unknown_columns(rows, comparison.columns):
         console.print(Text(remark, style="yellow"))
     console.print(f"{time.monotonic() - begun:.0f} s; runs, pictures and results.json are in {out}", style="dim")
+    page = write_page(out, Path(config).stem)
+    console.print(f"Open {page}: scores with intervals, and the same images for all", highlight=False, soft_wrap=True)
     _point_on(console, rows, out)
     return 0
 
