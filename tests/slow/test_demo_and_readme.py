@@ -1,6 +1,7 @@
 """The main job as a newcomer meets it: the demo's comparison, then every command of the README."""
 
 import json
+import re
 import shlex
 import shutil
 from io import StringIO
@@ -14,9 +15,12 @@ from sfda.runs.tables import as_table
 ROOT = Path(__file__).resolve().parents[2]
 
 
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+
+
 def blocks(kind: str) -> list[str]:
-    parts = (ROOT / "README.md").read_text().split("```")
-    return [part.removeprefix(kind) for part in parts[1::2] if part.startswith(kind)]
+    parts = [part for page in PAGES for part in page.read_text().split("```")[1::2]]
+    return [part.removeprefix(kind) for part in parts if part.startswith(kind)]
 
 
 def commands(kind: str = "console") -> list[list[str]]:
@@ -30,6 +34,17 @@ def test_the_readme_shows_the_table_of_the_run_that_is_kept():
     console.print(as_table(rows))
     printed = [line.rstrip() for line in console.file.getvalue().splitlines()]
     assert [line.rstrip() for line in blocks("text")[0].strip("\n").splitlines()] == printed
+
+
+def test_every_link_of_the_pages_leads_somewhere():
+    for page in PAGES:
+        for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+            name, _, anchor = link.partition("#")
+            target = page if not name else page.parent / name
+            assert target.exists(), f"{page.name}: {link}"
+            if anchor:
+                headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
+                assert anchor in [re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings]
 
 
 @pytest.mark.slow
