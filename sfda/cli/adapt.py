@@ -29,6 +29,7 @@ from sfda.networks.timing import pass_seconds
 from sfda.processes import preload
 from sfda.progress import status, table_console
 from sfda.runs.adaptation import (
+    AUTO,
     JUDGED,
     MOST_PIXELS,
     Plan,
@@ -65,10 +66,9 @@ def adapt(said: argparse.Namespace) -> int:
     source = open_source(said.source, said)
     say(console, *source.story)
     score_classes = _score_classes(said, source)
-    has_batch_norm = bool(batch_norm_layers(source.segmenter))
-    if "auto" in said.method and not has_batch_norm:
-        say(console, "the network has no BatchNorm, so there are no statistics to adapt: auto averages views alone")
-    methods = methods_asked_for(said.method, has_batch_norm)
+    if AUTO in said.method and not batch_norm_layers(source.segmenter):
+        say(console, "the network has no BatchNorm, so there are no statistics to adapt: auto chooses the size alone")
+    methods = methods_asked_for(said.method)
     with status(console, "timing the network"):
         plan = _plan(said, source, photographs, len(labels), methods)
     preload()  # not before the network is timed
@@ -106,7 +106,7 @@ def _check(said: argparse.Namespace) -> None:
         raise UserError(f"--minutes {said.minutes:g}: a time above 0")
     if said.images.resolve() in (said.out.resolve(), *said.out.resolve().parents):
         raise UserError(f"--out {said.out}: lies in the folder of the images, {said.images}; give another one")
-    methods_asked_for(said.method, has_batch_norm=True)
+    methods_asked_for(said.method)
     if said.classes is not None:
         load_class_set(said.classes)
 

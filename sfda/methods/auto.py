@@ -21,19 +21,20 @@ from sfda.metrics.label_free import LabelFreeMetrics
 from sfda.networks.batch_norm import (
     BatchStatistics,
     Statistics,
-    batch_norm_layers,
-    input_layers,
     mix_statistics,
     read_statistics,
 )
-from sfda.networks.input_correction import correct_input, fit_input_correction
+from sfda.networks.input_correction import UNCHANGED, correct_input, fit_input_correction
 from sfda.progress import Advance
+from sfda.ranks import sum_over_ranks
 from sfda.search.candidates import SOURCE, Candidate, Scored
 from sfda.search.report import draw_search, search_table
 from sfda.search.search import Decision, search, steps_for
 
 STATISTICS_IMAGES = 16
 """Images, all processes together, that BatchNorm statistics are estimated on."""
+COLOUR_IMAGES = 4
+"""Of them, those that the correction of colours is fitted on."""
 
 
 class Auto(GatheredMethod):
@@ -108,40 +109,32 @@ class Auto(GatheredMethod):
             self._images.append((images[:wanted] * 255).round().byte().cpu())
 
     def finish(self) -> None:
-        """Search, and use the network as it was chosen."""
+        """Search, and use the network as it was chosen.
+
+        Raises:
+            UserError: no image could be read.
+        """
+        if not sum_over_ranks(torch.tensor(len(self._images), device=self.device)):
+            raise UserError("no target training image could be read: `sfda data check` lists what is wrong with them")
         self._source = read_statistics(self.network)
         self._preprocessing = self.network.mean.clone(), self.network.std.clone()
-        self._inputs = input_layers(self.network, torch.zeros(1, 3, 64, 64, device=self.device))
-        self._statistics: dict[tuple[float, bool], Statistics] = {}
-        self._corrections: dict[float, tuple[Tensor, Tensor]] = {}
-        decisions = list(search(self._steps(), self._score_all))
+        images = [image for batch in self._kept(COLOUR_IMAGES) for image in batch]
+        self._correction = fit_input_correction(self.network, images, self._source) if self._source else UNCHANGED
+        self._statistics: dict[tuple[float, float], Statistics] = {}
+        decisions = list(search(steps_for(has_batch_norm=bool(self._source)), self._score_all))
         self._use(decisions[-1].chosen.candidate)
         self._report(decisions)
-
-    def _steps(self) -> list[Any]:
-        layers = batch_norm_layers(self.network)
-        return steps_for(has_batch_norm=bool(layers), has_inner_layers=len(self._inputs) < len(layers))
 
     def _use(self, candidate: Candidate) -> None:
         """Use the network so: its size, its colours, its statistics."""
         mix_statistics(self.network, self._source, self._source, 0)
         self.input_scale = candidate.scale
-        correction = self._correction(candidate.scale) if candidate.corrected else None
-        correct_input(self.network, self._preprocessing, correction)
+        correct_input(self.network, self._preprocessing, self._correction, candidate.colours)
         if candidate.alpha:
-            target = self._target_statistics(candidate)
-            layers = self._inputs if candidate.layers == "input" else None
-            mix_statistics(self.network, self._source, target, candidate.alpha, layers)
-
-    def _correction(self, scale: float) -> tuple[Tensor, Tensor]:
-        if scale not in self._corrections:
-            correct_input(self.network, self._preprocessing, None)
-            images = [scale_images(images, scale) for images in self._kept(STATISTICS_IMAGES)]
-            self._corrections[scale] = fit_input_correction(self.network, images, self._source, self._inputs)
-        return self._corrections[scale]
+            mix_statistics(self.network, self._source, self._target_statistics(candidate), candidate.alpha)
 
     def _target_statistics(self, candidate: Candidate) -> Statistics:
-        key = candidate.scale, candidate.corrected
+        key = candidate.scale, candidate.colours
         if key not in self._statistics:
             with BatchStatistics(self.network) as gathered:
                 for images in self._kept(STATISTICS_IMAGES):
@@ -158,7 +151,7 @@ class Auto(GatheredMethod):
         return [batch for batch in batches if len(batch)]
 
     def _score_all(self, step: str, candidates: Sequence[Candidate]) -> list[Scored]:
-        batches = self._kept(self.scored_images)
+        batches = [image for batch in self._kept(self.scored_images) for image in torch.split(batch, 1)]
         with self.show_progress(f"trying {step}", len(candidates) * len(batches)) as advance:
             return [self._score(candidate, batches, advance) for candidate in candidates]
 

@@ -2,9 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
-
-Layers = Literal["all", "input"]
+from typing import Any, NamedTuple
 
 
 class Candidate(NamedTuple):
@@ -13,20 +11,21 @@ class Candidate(NamedTuple):
     Attributes:
         scale: Factor on the size of the images.
         alpha: Share of the target's BatchNorm statistics, in [0, 1]; see `sfda.methods.ada_bn.AdaBN`.
-        layers: Which BatchNorm layers have them: all, or those nearest the image.
-        corrected: Whether colours are brought to what the first layers know; see `sfda.networks.input_correction`.
+        colours: How far colours are brought to what the first layers know, in [0, 1]; see
+            `sfda.networks.input_correction`.
     """
 
     scale: float = 1.0
     alpha: float = 0.0
-    layers: Layers = "all"
-    corrected: bool = False
+    colours: float = 0.0
 
     def __str__(self) -> str:
         parts = [f"size x {self.scale:g}"]
         if self.alpha:
-            parts.append(f"α {self.alpha:g}{' of the first layers' if self.layers == 'input' else ''}")
-        return ", ".join([*parts, *(["colours corrected"] if self.corrected else [])])
+            parts.append(f"α {self.alpha:g}")
+        if self.colours:
+            parts.append(f"colours {100 * self.colours:g} %")
+        return ", ".join(parts)
 
 
 SOURCE = Candidate()

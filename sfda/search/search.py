@@ -8,6 +8,8 @@ from sfda.search.candidates import SOURCE, Candidate, Scored
 
 SCALES = (0.75, 1.0, 1.5)
 """Factors on the size of the images that are tried first."""
+COLOURS = (0.5, 1.0)
+"""How far colours are corrected."""
 FINER_SCALE, FINER_ALPHA = 0.25, 0.25
 """How far from the best of the first ones the next are."""
 ALPHAS = (0.0, 0.5, 1.0)
@@ -49,8 +51,6 @@ class Decision:
 
     def __str__(self) -> str:
         """The sentence about it."""
-        if not self.scored:
-            return f"{self.step}: nothing further to try"
         return (
             f"{self.step}: {self.chosen.candidate} scores {self.gain:.3f} more" if self.gain else f"{self.step}: kept"
         )
@@ -61,22 +61,17 @@ class Decision:
         return {"step": self.step, "why": str(self), "chosen": str(self.chosen.candidate), "candidates": rows}
 
 
-def steps_for(*, has_batch_norm: bool, has_inner_layers: bool) -> list[Step]:
-    """The steps of a search, the cheapest and most telling first.
-
-    Args:
-        has_batch_norm: Whether there are statistics to mix in.
-        has_inner_layers: Whether some BatchNorm layers are nearer the image than others.
-    """
-    steps = [Step("size", lambda best: _sizes(ALPHAS if has_batch_norm else (0.0,)))]
-    if has_batch_norm:
-        steps.append(Step("BatchNorm statistics", _alphas))
-    steps.append(Step("size, finer", _finer_sizes))
-    if has_inner_layers:
-        steps.append(Step("which layers", lambda best: [best._replace(layers="input")] if best.alpha else []))
-    if has_batch_norm:
-        steps.append(Step("colours", lambda best: [best._replace(corrected=True)]))
-    return steps
+def steps_for(*, has_batch_norm: bool) -> list[Step]:
+    """The steps of a search, the most telling first; `has_batch_norm`: whether the network has statistics."""
+    finer = [Step("size, finer", _finer_sizes)] * 2
+    if not has_batch_norm:
+        return [Step("size", lambda _: _sizes((0.0,))), *finer]
+    return [
+        Step("size and statistics", lambda _: _sizes(ALPHAS)),
+        Step("statistics, finer", _alphas),
+        *finer,
+        Step("colours", lambda best: [best._replace(colours=share) for share in COLOURS]),
+    ]
 
 
 def _sizes(alphas: Sequence[float]) -> list[Candidate]:
@@ -106,8 +101,10 @@ def search(steps: Sequence[Step], score: Score) -> Iterator[Decision]:
     known = {SOURCE}
     for step in steps:
         fresh = [candidate for candidate in step.candidates(best.candidate) if candidate not in known]
+        if not fresh:
+            continue
         known |= set(fresh)
-        scored = tuple(score(step.name, fresh)) if fresh else ()
+        scored = tuple(score(step.name, fresh))
         found = max((*scored, best), key=lambda each: each.score)
         gain = found.score - best.score
         best, gain = (found, gain) if gain > LEAST_GAIN else (best, 0.0)

@@ -37,6 +37,8 @@ from sfda.runs.checkpoints import load_source_network
 
 Views = Literal["single", "multi_scale"]
 MULTI_SCALES = (0.75, 1.0, 1.25)
+PARTS = 16
+"""Scales that an exported program may have are multiples of 1 / this."""
 
 
 class Method(L.LightningModule, ABC):
@@ -307,7 +309,7 @@ def scale_images(images: Tensor, scale: float) -> Tensor:
     if scale == 1:
         return images
     if torch.onnx.is_in_onnx_export():  # none of whose operators is antialiased as torch's is
-        height, width = (_scaled_by_quarters(side, scale) for side in images.shape[-2:])
+        height, width = (_scaled_exactly(side, scale) for side in images.shape[-2:])
         return antialiased(images, (height, width))
     size = scaled_size(images.shape[-2:], scale)
     return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
@@ -316,15 +318,15 @@ def scale_images(images: Tensor, scale: float) -> Tensor:
 def scaled_size(size: Sequence[int], scale: float) -> tuple[int, int]:
     """Height and width of an image of `size` (H, W) rescaled by a factor."""
     if torch.compiler.is_compiling():  # of a program for all sizes, which cannot hold Python's rounding
-        height, width = (_scaled_by_quarters(side, scale) for side in size)
+        height, width = (_scaled_exactly(side, scale) for side in size)
     else:
         height, width = (max(1, round(side * scale)) for side in size)
     return height, width
 
 
-def _scaled_by_quarters(side: int, scale: float) -> int:
-    """A side times a multiple of 1/4, halves to even, in the integers that a traced program may hold."""
-    if not (4 * scale).is_integer():
-        raise UserError(f"views at scale {scale} cannot be exported: only multiples of 1/4")
-    quarters = side * int(4 * scale)
-    return (quarters + 1 + quarters // 4 % 2) // 4
+def _scaled_exactly(side: int, scale: float) -> int:
+    """A side times a multiple of 1/16, halves to even, in the integers that a traced program may hold."""
+    if not (PARTS * scale).is_integer():
+        raise UserError(f"views at scale {scale} cannot be exported: only multiples of 1/{PARTS}")
+    parts = side * int(PARTS * scale)
+    return (parts + PARTS // 2 - 1 + parts // PARTS % 2) // PARTS
