@@ -12,12 +12,12 @@ from sfda.data.transforms import resize_image
 from sfda.export.formats import WRITERS, load_program
 from sfda.export.program import ExportedMethod
 from sfda.methods.auto import Auto
-from sfda.methods.kinds.method import MULTI_SCALES, _scaled_exactly, scale_images
+from sfda.methods.kinds.method import MULTI_SCALES
 from sfda.methods.label_calibration import LabelCalibration
 from sfda.methods.source_training import SourceTraining
 from sfda.methods.temperature_scaling import TemperatureScaling
 from sfda.metrics.functional import group_probabilities
-from sfda.networks.resampling import antialiased, averaged
+from sfda.networks.resampling import _scaled_exactly, antialiased, averaged, scale_images
 from tiny_runs import tiny_arguments
 
 ABOUT = {"input": "in", "output": "out", "class_names": ["a", "b"], "network": "n"}

@@ -15,7 +15,7 @@ from sfda.data.needs import Needs
 from sfda.errors import UserError
 from sfda.files import write_json
 from sfda.methods.kinds.gathered import GatheredMethod
-from sfda.methods.kinds.method import MULTI_SCALES, scale_images
+from sfda.methods.kinds.method import MULTI_SCALES
 from sfda.metrics.functional import top_label
 from sfda.metrics.label_free import LabelFreeMetrics
 from sfda.networks.batch_norm import (
@@ -25,6 +25,7 @@ from sfda.networks.batch_norm import (
     read_statistics,
 )
 from sfda.networks.input_correction import UNCHANGED, correct_input, fit_input_correction
+from sfda.networks.resampling import scale_images
 from sfda.progress import Advance
 from sfda.ranks import sum_over_ranks
 from sfda.search.candidates import SOURCE, Candidate, Scored

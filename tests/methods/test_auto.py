@@ -6,8 +6,10 @@ from torch.nn.functional import interpolate
 
 from sfda.errors import UserError
 from sfda.methods.auto import Auto
+from sfda.methods.source_only import SourceOnly
+from sfda.methods.temperature_scaling import TemperatureScaling
 from sfda.search.candidates import SOURCE, Candidate, Scored
-from tiny_runs import tiny_arguments
+from tiny_runs import NETWORK, tiny_arguments
 
 pytestmark = pytest.mark.medium
 
@@ -95,6 +97,21 @@ def test_the_network_sees_images_at_the_size_that_was_chosen(town, source_model,
         torch.testing.assert_close(single.predict_probabilities(images), by_hand((64, 96), False))
         views = [by_hand(size, mirrored) for size in sizes for mirrored in (False, True)]
         torch.testing.assert_close(averaged.predict_probabilities(images), torch.stack(views).mean(0))
+
+
+def test_what_starts_from_its_network_alone_is_warned_and_what_wraps_it_keeps_the_size(
+    town, source_model, sfda, tmp_path, monkeypatch, recwarn
+):
+    preferring(monkeypatch, Candidate(1.5, 0.5))
+    fit(sfda, town, source_model, tmp_path / "run")
+    start = {"network": NETWORK, "num_classes": 19, "source_checkpoint": str(tmp_path / "run/selected.ckpt")}
+    recwarn.clear()
+    calibrated = TemperatureScaling(**start)
+    calibrated.initialise_from_source()
+    assert calibrated.calibrated.input_scale == 1.5
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match=r"saw images at 1.5 times their size, which SourceOnly does not do by itself"):
+        SourceOnly(**start).initialise_from_source()
 
 
 def test_two_processes_choose_the_same(town, source_model, sfda, tmp_path, ranks_at_fit_end):
