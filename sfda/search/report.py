@@ -37,24 +37,23 @@ def _line(row: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def draw_search(decisions: Sequence[Decision], path: Path) -> None:
-    """The score of every candidate, and the two that it is made of; what was chosen in red."""
+    """The score of every candidate and the two that it is made of, from the first tried on; what was chosen in red."""
     from matplotlib.figure import Figure
 
     scored = [each for decision in decisions for each in decision.scored]
     chosen = decisions[-1].chosen
-    figure = Figure(figsize=(8, 0.28 * len(scored) + 1.5), layout="constrained")
-    axis = figure.subplots()
-    position = range(len(scored))
-    agreement = [each.agreement for each in scored]
-    axis.barh(position, agreement, color="tab:blue", label="agreement of image and mirror image")
-    rest = [each.score - each.agreement for each in scored]
-    axis.barh(position, rest, left=agreement, color="tab:orange", label="InfoMax / ln C")
-    axis.set_yticks(position, [str(each.candidate) for each in scored])
-    for tick, each in zip(axis.get_yticklabels(), scored, strict=True):
-        tick.set_color("tab:red" if each is chosen else "black")
-    lowest = min(each.score for each in scored)
-    axis.set_xlim(max(0.0, lowest - 0.15), max(each.score for each in scored) + 0.02)
-    axis.invert_yaxis()
-    axis.set_xlabel("score without labels")
-    figure.legend(loc="outside upper center", ncols=2)
+    panels = {
+        "agreement of image\nand mirror image": [each.agreement for each in scored],
+        "InfoMax / ln C": [each.score - each.agreement for each in scored],
+        "score: their sum": [each.score for each in scored],
+    }
+    colours = ["tab:red" if each is chosen else "tab:blue" for each in scored]
+    figure = Figure(figsize=(9, 0.28 * len(scored) + 1.5), layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=True)
+    for axis, (title, values) in zip(axes, panels.items(), strict=True):
+        axis.scatter(values, range(len(scored)), c=colours)
+        axis.set_title(title, fontsize=10)
+        axis.grid(alpha=0.3)
+    axes[0].set_yticks(range(len(scored)), [str(each.candidate) for each in scored])
+    axes[0].invert_yaxis()
     write_figure(path, figure, dpi=110)
