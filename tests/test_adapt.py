@@ -102,13 +102,13 @@ def test_adapt_ends_with_a_model_a_table_and_a_picture(weights, photographs, in_
     said = capsys.readouterr().out
     assert "photographs: 16 images; 16 of 64x32" in said
     assert "infomax" in said
-    assert re.search(r"ada_bn\+multi_scale: (better than the source|worse than the source|cannot tell) \(", said)
+    assert re.search(r"auto: (better than the source|worse than the source|cannot tell) \(", said)
     assert "adapted model: " in said or "keep the source model: " in said  # its weights are random
     folder = tmp_path / "out"
     assert [command[0] for command in in_this_process] == ["validate", "validate", "fit", "validate"]
     for picture in ("source.png", "before_after.png"):
         assert Image.open(folder / picture).size[0] > 500
-    row = json.loads((folder / "ada_bn+multi_scale/result.json").read_text())
+    row = json.loads((folder / "auto/result.json").read_text())
     assert row["source_free"] is True
     assert row["target_miou"] is None
     assert 0 <= row["target_view_agreement"] <= 1
@@ -188,7 +188,7 @@ def test_a_model_that_is_judged_worse_is_not_recommended(
     words = ["adapt", "--source", weights, "--network", NETWORK, "--images", photographs, "--out", tmp_path / "out"]
     assert sfda(*words) == 0
     said = capsys.readouterr().out
-    assert "ada_bn+multi_scale: worse than the source (class coverage falls from 0.9 to 0.1)" in said
+    assert "auto: worse than the source (class coverage falls from 0.9 to 0.1)" in said
     assert f"keep the source model: {tmp_path / 'out/source_only/selected.ckpt'} (source_only)" in said
     assert "adapted model:" not in said
 

@@ -255,9 +255,10 @@ def test_any_method_is_rebuilt_and_predicts_as_before(model, tmp_path):
         method._wrap(stored_source(), "source")
         method.temperature.fill_(2.0)
         stored["state_dict"] = method.state_dict()
-        method.on_save_checkpoint(stored)
+    method.on_save_checkpoint(stored)
     torch.save(stored, tmp_path / "any.ckpt")
-    calibrated = PseudoCal(network=NETWORK, num_classes=19, source_checkpoint=str(tmp_path / "any.ckpt"))
+    start = {"network": NETWORK, "num_classes": 19, "source_checkpoint": str(tmp_path / "any.ckpt")}
+    calibrated = PseudoCal(**start, views=options["views"])
     calibrated.initialise_from_source()
     before, after = predict(method.eval()), predict(calibrated.eval())
     assert torch.equal(after.argmax(1), before.argmax(1))

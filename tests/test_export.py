@@ -11,12 +11,13 @@ import yaml
 from sfda.data.transforms import resize_image
 from sfda.export.formats import WRITERS, load_program
 from sfda.export.program import ExportedMethod
-from sfda.methods.kinds.method import MULTI_SCALES, _scaled_by_quarters, scale_images
+from sfda.methods.auto import Auto
+from sfda.methods.kinds.method import MULTI_SCALES
 from sfda.methods.label_calibration import LabelCalibration
 from sfda.methods.source_training import SourceTraining
 from sfda.methods.temperature_scaling import TemperatureScaling
 from sfda.metrics.functional import group_probabilities
-from sfda.networks.resampling import antialiased, averaged
+from sfda.networks.resampling import _scaled_exactly, antialiased, averaged, scale_images
 from tiny_runs import tiny_arguments
 
 ABOUT = {"input": "in", "output": "out", "class_names": ["a", "b"], "network": "n"}
@@ -111,8 +112,19 @@ def test_antialiasing_as_matrices_is_that_of_torch(scale, size):
 
 def test_scaled_sides_are_rounded_as_python_rounds():
     for side in range(2, 40):
-        for scale in MULTI_SCALES:
-            assert _scaled_by_quarters(side, scale) == round(side * scale)
+        for scale in (part * chosen for part in MULTI_SCALES for chosen in (0.5, 0.75, 1, 1.25, 1.5, 1.75, 2)):
+            assert _scaled_exactly(side, scale) == round(side * scale)
+
+
+@pytest.mark.parametrize("kind", ["onnx", "pt2"])
+@pytest.mark.parametrize("views", ["single", "multi_scale"])
+def test_the_size_that_auto_has_chosen_is_in_the_file(kind, views, tmp_path):
+    method = method_of("tiny_network.build", views, method=Auto)
+    module = ExportedMethod(method, None, None, 5).eval()
+    before = module(images((1, 3, 33, 46)))
+    method.input_scale = 1.75
+    assert (module(images((1, 3, 33, 46))) - before).abs().max() > 1e-3
+    assert largest_difference(module, written(kind, module, tmp_path)) < 1e-4
 
 
 @pytest.mark.parametrize("size", [(20, 30), (10, 15), (50, 70), (12, 90), (60, 20), (40, 20)])

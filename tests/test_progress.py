@@ -102,6 +102,7 @@ def test_a_status_in_a_log_is_a_line_every_ten_seconds(clock):
 
 SHOWN = {
     "ada_bn": ["choosing α 16/16", "step 2/2", "scoring target 2/2"],
+    "auto": ["trying size and statistics", "step 2/2", "scoring target 2/2"],
     "self_training": [
         "BatchNorm statistics 16/16",
         "predicting for pseudo-labels 16/16",

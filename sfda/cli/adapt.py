@@ -27,7 +27,9 @@ from sfda.networks.batch_norm import batch_norm_layers
 from sfda.networks.timing import pass_seconds
 from sfda.processes import preload
 from sfda.progress import status, table_console
+from sfda.report.page import NAME, write_report
 from sfda.runs.adaptation import (
+    AUTO,
     JUDGED,
     MOST_PIXELS,
     Plan,
@@ -64,10 +66,9 @@ def adapt(said: argparse.Namespace) -> int:
     source = open_source(said.source, said)
     say(console, *source.story)
     score_classes = _score_classes(said, source)
-    has_batch_norm = bool(batch_norm_layers(source.segmenter))
-    if "auto" in said.method and not has_batch_norm:
-        say(console, "the network has no BatchNorm, so there are no statistics to adapt: auto averages views alone")
-    methods = methods_asked_for(said.method, has_batch_norm)
+    if AUTO in said.method and not batch_norm_layers(source.segmenter):
+        say(console, "the network has no BatchNorm, so there are no statistics to adapt: auto chooses the size alone")
+    methods = methods_asked_for(said.method)
     with status(console, "timing the network"):
         plan = _plan(said, source, photographs, len(labels), methods)
     preload()  # not before the network is timed
@@ -95,6 +96,8 @@ def adapt(said: argparse.Namespace) -> int:
     chosen = _choose(console, stages, photographs, labels)
     picture = out / "before_after.png"
     changed = draw_before_after(stages[0].run, chosen.run, spread(photographs.images, 6), plan.size, picture)
+    page = write_report([stage.run.folder for stage in stages], out / NAME, title=said.images.resolve().name)
+    say(console, f"Open {page}: all of it, and the same images for all models")
     finish(console, said, stages, chosen, changed, time.monotonic() - begun)
     return 0
 
@@ -105,7 +108,7 @@ def _check(said: argparse.Namespace) -> None:
         raise UserError(f"--minutes {said.minutes:g}: a time above 0")
     if said.images.resolve() in (said.out.resolve(), *said.out.resolve().parents):
         raise UserError(f"--out {said.out}: lies in the folder of the images, {said.images}; give another one")
-    methods_asked_for(said.method, has_batch_norm=True)
+    methods_asked_for(said.method)
     if said.classes is not None:
         load_class_set(said.classes)
 

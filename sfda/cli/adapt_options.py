@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--classes", metavar="FILE", help=classes)
     values = "what label maps in Cityscapes classes hold (default: label_ids)"
     found.add_argument("--label-values", choices=("label_ids", "train_ids"), default="label_ids", help=values)
-    methods = "auto (averaged views, and AdaBN where there is BatchNorm), or names of methods, the best hope first"
+    methods = "auto (averaged views, and what Auto chooses without training), or names of methods, the best hope first"
     found.add_argument("--method", nargs="+", default=["auto"], metavar="NAME", help=methods)
     found.add_argument("--minutes", type=float, default=10, metavar="N", help="time that there is (default: 10)")
     found.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of all that is written")

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from sfda.files import read_json, write_whole
 from sfda.progress import duration
-from sfda.runs.adaptation import SOURCE_ONLY, Plan
+from sfda.runs.adaptation import AUTO, SOURCE_ONLY, Plan, averages_views
 from sfda.runs.engine import Stage
 from sfda.runs.run import Row, Run
 from sfda.runs.tables import as_table
@@ -60,9 +60,11 @@ def print_plan(plan: Plan, console: Console, minutes: float) -> None:
 
 
 def _what(plan: Plan, method: str) -> str:
-    views = ", averaged over three sizes and their mirror images" if method.endswith("multi_scale") else ""
+    views = ", averaged over three sizes and their mirror images" if averages_views(method) else ""
     if method.startswith(SOURCE_ONLY):
         return f"the source model as it is{views}"
+    if method.startswith(AUTO):
+        return f"size of the images, BatchNorm statistics and colours, chosen on {plan.searched} images{views}"
     if method.startswith("ada_bn"):
         return f"BatchNorm statistics of {plan.gathered} images, mixed in as far as {plan.searched} images agree{views}"
     return f"up to {plan.steps} steps{views}"
@@ -113,11 +115,7 @@ def finish(
         f"{'keep the source model' if chosen is stages[0] else 'adapted model'}: {run.selected} ({chosen.name})",
         f"{100 * changed:.1f} % of the pixels change their class",
     ]
-    report = run.folder / "ada_bn.json"
-    if report.is_file():
-        alpha = read_json(report)["alpha"]
-        mixed = f"{100 * alpha:g} % of the target's BatchNorm statistics are mixed in"
-        words.append(mixed if alpha else "nothing is adapted: the source model's BatchNorm statistics are kept (α = 0)")
+    words += _chosen(run)
     say(console, "; ".join(words), f"Open {out / 'before_after.png'}: before and after")
     commands = [line for stage in stages for line in _commands(stage)]
     labels = ["--labels", str(said.labels)] if said.labels else []  # whose classes the run knows
@@ -135,6 +133,18 @@ def finish(
     slower = f" (--minutes {said.minutes:g}: slower than timed)" if seconds > 60 * said.minutes else ""
     say(console, f"{seconds:.0f} s{slower}. Every command that this stood for is in {out / 'commands.sh'}; next:")
     say(console, *(f"  sfda {words}" for words in further))
+
+
+def _chosen(run: Run) -> list[str]:
+    """What a method that chooses has chosen, in words."""
+    if (report := run.folder / "auto.json").is_file():
+        return [f"chosen: {read_json(report)['chosen']['candidate']}"]
+    if not (report := run.folder / "ada_bn.json").is_file():
+        return []
+    alpha = read_json(report)["alpha"]
+    if not alpha:
+        return ["nothing is adapted: the source model's BatchNorm statistics are kept (α = 0)"]
+    return [f"{100 * alpha:g} % of the target's BatchNorm statistics are mixed in"]
 
 
 def _commands(stage: Stage) -> list[str]:

@@ -137,8 +137,9 @@ def _names_code(network: str) -> bool:
 def _load(path: Path, network: str, options: NetworkOptions | None, classes: ClassSet) -> Source:
     segmenter = build_network(network, len(classes), options=options)
     facts = {"network": network, "num_classes": len(classes), "network_options": options}
-    load_source_network(segmenter, str(path), facts)
-    return Source(segmenter, network, options, classes, (f"{path}: a checkpoint of sfda, network {network}",))
+    scale = load_source_network(segmenter, str(path), facts)
+    size = f"; it saw images at {scale:g} times their size, which does not go along" if scale != 1 else ""
+    return Source(segmenter, network, options, classes, (f"{path}: a checkpoint of sfda, network {network}{size}",))
 
 
 def _from_hugging_face(folder: Path, said: argparse.Namespace) -> Source:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from sfda.methods.kinds.method import MULTI_SCALES, scale_images
+from sfda.methods.kinds.method import MULTI_SCALES
 from sfda.metrics.view_agreement import Predict
 from sfda.networks.batch_norm import (
     BatchStatistics,
@@ -15,6 +15,7 @@ from sfda.networks.batch_norm import (
     mix_statistics,
     read_statistics,
 )
+from sfda.networks.resampling import scale_images
 from sfda.networks.segmenter import Segmenter
 
 ALPHA = 0.3

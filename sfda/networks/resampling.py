@@ -1,10 +1,44 @@
-"""Changes of size as products with matrices: for ONNX, which has no operator that averages over areas."""
+"""Changes of the size of images; for ONNX, none of whose operators averages over areas, as products with matrices."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from sfda.errors import UserError
+
+PARTS = 16
+"""Scales that an exported program may have are multiples of 1 / this."""
+
+
+def scale_images(images: Tensor, scale: float) -> Tensor:
+    """Images (B, 3, H, W) rescaled bilinearly (antialiased) by a factor."""
+    if scale == 1:
+        return images
+    if torch.onnx.is_in_onnx_export():  # none of whose operators is antialiased as torch's is
+        height, width = (_scaled_exactly(side, scale) for side in images.shape[-2:])
+        return antialiased(images, (height, width))
+    size = scaled_size(images.shape[-2:], scale)
+    return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
+
+
+def scaled_size(size: Sequence[int], scale: float) -> tuple[int, int]:
+    """Height and width of an image of `size` (H, W) rescaled by a factor."""
+    if torch.compiler.is_compiling():  # of a program for all sizes, which cannot hold Python's rounding
+        height, width = (_scaled_exactly(side, scale) for side in size)
+    else:
+        height, width = (max(1, round(side * scale)) for side in size)
+    return height, width
+
+
+def _scaled_exactly(side: int, scale: float) -> int:
+    """A side times a multiple of 1/16, halves to even, in the integers that a traced program may hold."""
+    if not (PARTS * scale).is_integer():
+        raise UserError(f"views at scale {scale} cannot be exported: only multiples of 1/{PARTS}")
+    parts = side * int(PARTS * scale)
+    return (parts + PARTS // 2 - 1 + parts // PARTS % 2) // PARTS
 
 
 def antialiased(images: Tensor, size: Sequence[int]) -> Tensor:

@@ -19,6 +19,15 @@ AGREEMENT_VIEWS = 5
 """Passes per image of the label-free score that each run gets."""
 ALPHAS = 8
 """Values of α that AdaBN scores, each by `AGREEMENT_VIEWS` passes per image."""
+AUTO = "auto"
+SEARCH = 42
+"""Passes per scored image, as many as one of the image's own size, of the search of `sfda.methods.auto.Auto`."""
+SEARCH_STATISTICS = 9
+"""The same per image that statistics are gathered from."""
+SEARCH_IMAGES = 16
+"""Images that it looks at."""
+LARGER = 2.25
+"""How many times as long an image takes at the size that it may choose."""
 JUDGED = 12
 """Images that the recommended model is judged on."""
 JUDGING = 24
@@ -43,7 +52,7 @@ class Plan:
         size: (height, width) at which the network sees the images.
         scored: Images that are scored, labelled or not.
         gathered: Images that statistics are gathered from.
-        searched: Images that AdaBN scores its α on.
+        searched: Images that Auto and AdaBN score on what they try.
         steps: Optimizer steps of a method that trains.
         pass_seconds: Seconds of one forward pass of one image at this size, as measured.
     """
@@ -58,23 +67,33 @@ class Plan:
 
     def seconds(self, method: str) -> float:
         """About how long a method takes, its scores included."""
-        scoring = self.scored * ((VIEWS if "multi_scale" in method else 1) + AGREEMENT_VIEWS)
-        if method.startswith(SOURCE_ONLY):
-            passes = scoring
+        passes: float = self.scored * ((VIEWS if averages_views(method) else 1) + AGREEMENT_VIEWS)
+        if method.startswith(AUTO):
+            passes = LARGER * passes + SEARCH * self.searched + SEARCH_STATISTICS * self.gathered_by(method)
         elif method.startswith("ada_bn"):
-            passes = scoring + self.gathered + ALPHAS * AGREEMENT_VIEWS * self.searched
-        else:  # what trains may have a teacher, and what it labels
-            passes = scoring + self.steps * BATCH * (2 + BACKWARD)
+            passes += self.gathered + ALPHAS * AGREEMENT_VIEWS * self.searched
+        elif not method.startswith(SOURCE_ONLY):  # what trains may have a teacher, and what it labels
+            passes += self.steps * BATCH * (2 + BACKWARD)
         return OVERHEAD + passes * self.pass_seconds
+
+    def gathered_by(self, method: str) -> int:
+        """Images that a method gathers statistics from."""
+        return min(SEARCH_IMAGES, self.gathered) if method.startswith(AUTO) else self.gathered
 
     def total(self) -> float:
         """About how long all of it takes, in seconds."""
         judging = JUDGING * min(JUDGED, self.scored) * self.pass_seconds if len(self.methods) > 1 else 0.0
+        judging *= LARGER if AUTO in self.methods else 1
         return sum(self.seconds(method) for method in self.methods) + judging
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON keeps it."""
         return asdict(self)
+
+
+def averages_views(method: str) -> bool:
+    """Whether an experiment below ``own/`` predicts with averaged views."""
+    return method == AUTO or method.endswith("multi_scale")
 
 
 def plan_of(stored: Mapping[str, Any]) -> Plan:
@@ -129,17 +148,16 @@ def _reduced(plan: Plan, share: float) -> Plan:
         plan.size,
         scored=at_least(8, plan.scored),
         gathered=at_least(16, plan.gathered),
-        searched=at_least(4, plan.searched),
+        searched=at_least(8, plan.searched),
         steps=at_least(STEPS[0], plan.steps),
         pass_seconds=plan.pass_seconds,
     )
 
 
-def methods_asked_for(names: Sequence[str], has_batch_norm: bool) -> list[str]:
+def methods_asked_for(names: Sequence[str]) -> list[str]:
     """The experiments of ``--method NAMES``, the source model first.
 
-    ``auto`` is what is known to help and trains nothing: averaged views and, where there is BatchNorm, AdaBN with the α
-    that it chooses itself.
+    ``auto`` is what is known to help and trains nothing: averaged views, by themselves and of `sfda.methods.auto.Auto`.
 
     Raises:
         UserError: there is no such method.
@@ -147,12 +165,12 @@ def methods_asked_for(names: Sequence[str], has_batch_norm: bool) -> list[str]:
     known = [name.partition("/")[2] for name in experiments_of(BENCHMARK)]
     chosen = [SOURCE_ONLY]
     for name in names:
-        if name == "auto":
-            chosen += [f"{SOURCE_ONLY}+multi_scale", *(["ada_bn+multi_scale"] if has_batch_norm else [])]
+        if name == AUTO:
+            chosen += [f"{SOURCE_ONLY}+multi_scale", AUTO]
         elif name in known:
             chosen.append(name)
         else:
-            listed = ", ".join(["auto", *(other for other in known if "+" not in other)])
+            listed = ", ".join(other for other in known if "+" not in other)
             raise UserError(f"--method {name}: one of {listed}{did_you_mean(name, known)}")
     return list(dict.fromkeys(chosen))
 
@@ -165,8 +183,10 @@ def stages_of(plan: Plan, out: Path, source_config: Path, data: Path) -> list[St
 def _words(plan: Plan, method: str, source_config: Path, data: Path) -> list[str]:
     words = [f"{BENCHMARK}/{method}", "--config", str(source_config), "--data", str(data)]
     if not method.startswith(SOURCE_ONLY):
-        epochs, samples = 1, plan.gathered
-        if method.startswith("ada_bn"):
+        epochs, samples = 1, plan.gathered_by(method)
+        if method.startswith(AUTO):  # whose statistics are of few images, together
+            words += ["--data.init_args.batch_size", str(min(8, samples))]
+        if method.startswith(("ada_bn", AUTO)):
             words += ["--model.init_args.scored_images", str(plan.searched)]
         else:
             epochs = 4  # so that an interrupted one goes on

@@ -135,8 +135,11 @@ def refuse_another_network(stored: Mapping[str, Any], said: Mapping[str, Any], n
         )
 
 
-def load_source_network(network: nn.Module, path: str, options: Any) -> None:
+def load_source_network(network: nn.Module, path: str, options: Any) -> float:
     """Load the network of a checkpoint into `network`.
+
+    Returns:
+        The factor on the size of images at which the checkpoint's own method shows them to the network.
 
     Raises:
         UserError: the checkpoint cannot be read, or holds another network or another number of classes.
@@ -152,6 +155,8 @@ def load_source_network(network: nn.Module, path: str, options: Any) -> None:
             "network that it was trained with; weights of another project are brought in by `sfda weights import`"
         )
     network.load_state_dict(state)
+    scale = checkpoint.get("input_scale")
+    return scale if isinstance(scale, float) else 1.0
 
 
 def _misfit(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:

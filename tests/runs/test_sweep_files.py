@@ -21,6 +21,7 @@ OPTIMISE_ENTROPY = {"tent", "info_max", "urma", "iapc", "cal_sfda", "self_traini
 WITHOUT_A_SWEEP = {
     "source_only": "has no fit",
     "temperature_scaling": "has no hyper-parameter",
+    "auto": "searches by itself",
     "pseudo_cal": "changes nothing but the confidence, which every label-free score at hand takes at its word",
 }
 

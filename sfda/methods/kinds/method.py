@@ -13,7 +13,6 @@ from typing import Any, ClassVar, Literal
 
 import lightning as L
 import torch
-import torch.nn.functional as F
 from rich.console import Console
 from rich.text import Text
 from torch import Tensor
@@ -30,7 +29,7 @@ from sfda.metrics.segmentation import SegmentationMetrics
 from sfda.networks.build import build_network
 from sfda.networks.finite import refuse_nan
 from sfda.networks.options import NetworkOptions
-from sfda.networks.resampling import antialiased
+from sfda.networks.resampling import scale_images, scaled_size
 from sfda.progress import Advance, PassDisplay, no_progress
 from sfda.pseudo_labels.store import PseudoLabelStore
 from sfda.runs.checkpoints import load_source_network
@@ -104,7 +103,16 @@ class Method(L.LightningModule, ABC):
                 f"{type(self).__name__} starts from a source model: give its checkpoint with "
                 "--model.init_args.source_checkpoint PATH"
             )
-        load_source_network(self.network, self.source_checkpoint, self.hparams)
+        self.start_from_size(load_source_network(self.network, self.source_checkpoint, self.hparams))
+
+    def start_from_size(self, scale: float) -> None:
+        """Warn where the source checkpoint's method showed its network images at `scale` times their size."""
+        if scale != 1:
+            warnings.warn(
+                f"source_checkpoint {self.source_checkpoint} saw images at {scale:g} times their size, which "
+                f"{type(self).__name__} does not do by itself: give larger or smaller ones, --data.init_args.size",
+                stacklevel=1,
+            )
 
     def adapt_online(self, images: Tensor) -> None:
         """Called after each target batch was predicted, in `sfda validate` only; here nothing happens.
@@ -301,31 +309,3 @@ class Method(L.LightningModule, ABC):
             for name, value in scores.items():
                 if value == value:  # a class that never occurs has no IoU, and a log no NaN
                     self.log(f"{domain}/{name}", value, sync_dist=True)
-
-
-def scale_images(images: Tensor, scale: float) -> Tensor:
-    """Images (B, 3, H, W) rescaled bilinearly (antialiased) by a factor."""
-    if scale == 1:
-        return images
-    if torch.onnx.is_in_onnx_export():  # none of whose operators is antialiased as torch's is
-        height, width = (_scaled_by_quarters(side, scale) for side in images.shape[-2:])
-        return antialiased(images, (height, width))
-    size = scaled_size(images.shape[-2:], scale)
-    return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
-
-
-def scaled_size(size: Sequence[int], scale: float) -> tuple[int, int]:
-    """Height and width of an image of `size` (H, W) rescaled by a factor."""
-    if torch.compiler.is_compiling():  # of a program for all sizes, which cannot hold Python's rounding
-        height, width = (_scaled_by_quarters(side, scale) for side in size)
-    else:
-        height, width = (max(1, round(side * scale)) for side in size)
-    return height, width
-
-
-def _scaled_by_quarters(side: int, scale: float) -> int:
-    """A side times a multiple of 1/4, halves to even, in the integers that a traced program may hold."""
-    if not (4 * scale).is_integer():
-        raise UserError(f"views at scale {scale} cannot be exported: only multiples of 1/4")
-    quarters = side * int(4 * scale)
-    return (quarters + 1 + quarters // 4 % 2) // 4

@@ -69,6 +69,9 @@ class PostHocCalibration(GatheredMethod):
         super().initialise_from_source()  # refuses what does not fit
         self._wrap(read_checkpoint(str(self.source_checkpoint)), f"source_checkpoint {self.source_checkpoint}")
 
+    def start_from_size(self, scale: float) -> None:
+        """The method inside keeps its size."""
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Rebuild the method before the weights are loaded."""
         super().on_load_checkpoint(checkpoint)
