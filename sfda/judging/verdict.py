@@ -56,8 +56,8 @@ def judge_without_labels(
     trained, the second judge agrees no less than with the source, and the classes' shares do not drift away from its.
     Agreement alone says nothing: whatever trains on its own predictions agrees with itself more, and the more the
     nearer it is to collapse. Worse: classes or InfoMax are lost; the second judge agrees less while the classes drift
-    and InfoMax falls; or a trained model has left its source behind and InfoMax has not risen. Otherwise nobody can tell
-    without labels.
+    and InfoMax falls; or a trained model has left its source behind and InfoMax has not risen. Otherwise nobody can
+    tell without labels.
 
     Args:
         source: Of the source model.
@@ -74,7 +74,7 @@ def judge_without_labels(
     drift = adapted.drift - source.drift
     reasons = _reasons(votes, source, adapted)
     lost = _lost(source, adapted, LOST)
-    # Where InfoMax rises, it may be the source that was lost: of 49 fits on photographs six had gained 16 to 31 mIoU so.
+    # Where InfoMax rises, the source may be what was lost: six of 49 fits on photographs had gained 16 to 31 mIoU so.
     left_behind = trained and adapted.kept.mean() < KEPT and drift > FAR_DRIFT and not rises
     if lost or left_behind or (votes["judged"] < 0 and drift > DRIFT and votes["infomax"] < 0):
         return Verdict("worse", (*lost, *([_away(source, adapted)] if left_behind else []), *reasons))
