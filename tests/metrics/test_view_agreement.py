@@ -50,7 +50,7 @@ def test_agreement_is_the_mean_share_over_four_views():
 def test_jitter_is_fixed_and_small():
     images = torch.rand(4, 3, 8, 8)
     assert torch.equal(jitter_colours(images), jitter_colours(images))
-    assert torch.equal(jitter_colours(images, strength=0), images)
+    torch.testing.assert_close(jitter_colours(images, strength=0), images)  # up to rounding
     assert 0 < (jitter_colours(images) - images).abs().mean() < 0.2
     assert jitter_colours(images).min() >= 0
     assert jitter_colours(images).max() <= 1
