@@ -3,7 +3,6 @@
 Nothing heavy is imported before it is known what is asked for: `sfda --help` answers at once.
 """
 
-import argparse
 import os
 import signal
 import sys
@@ -157,19 +156,11 @@ def _train(subcommand: str, arguments: list[str]) -> int:
 
 
 def _audit(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="sfda audit",
-        usage="sfda audit EXPERIMENT [OPTIONS]  or  sfda audit --run DIR [OPTIONS]",
-        description="Adapt for a few steps and score, as trainer/smoke.yaml says, in a temporary folder, and count the "
-        "files that the process and its loaders' workers open. Adapting may open what the method's `needs` declare, "
-        "scoring the validation sets; anything else of the data sets is shown with its stack. Further options are "
-        "those of `sfda fit`. Exit status: 0, or 1 where a file was opened that may not be.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--run", type=Path, metavar="DIR", help="folder of a run, whose config.yaml is audited")
-    options, words = parser.parse_known_args(arguments)
+    from sfda.cli.audit_options import parser
+
+    options, words = parser().parse_known_args(arguments)
     if options.run is None and not words:
-        parser.error("name an experiment, for example streets/ada_bn, or a run with --run DIR")
+        parser().error("name an experiment, for example streets/ada_bn, or a run with --run DIR")
     with _loading():
         from sfda.cli.audit import audit
 
@@ -187,16 +178,9 @@ def _judge(arguments: list[str]) -> int:
 
 
 def _report(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="sfda report",
-        description="Write one HTML file about finished runs, made anywhere: scores with intervals over images, "
-        "differences per class, the same images as every run labels them, calibration and cost. It needs no network "
-        "and nothing beside it. Runs that `sfda validate` has scored are read alone; no model is run.",
-    )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, or folders that hold some")
-    parser.add_argument("--out", type=Path, default=Path("report.html"), help="the file (default: report.html)")
-    parser.add_argument("--title", help="what stands on top (default: the names of the folders)")
-    options = parser.parse_args(arguments)
+    from sfda.cli.report_options import parser
+
+    options = parser().parse_args(arguments)
     if options.out.exists():
         raise UserError(f"{options.out} exists already: move it away, or give another --out")
 
@@ -217,13 +201,10 @@ def _loading() -> AbstractContextManager[object]:
 
 
 def _compare(arguments: list[str]) -> int:
+    from sfda.cli.compare_options import parser
     from sfda.runs.comparison import compare
 
-    parser = argparse.ArgumentParser(prog="sfda compare", description="Run experiments side by side.")
-    parser.add_argument("config", help="a file under configs/compare, for example compare/demo.yaml, or your own")
-    parser.add_argument("--out", required=True, type=Path, help="folder of all runs, results.json and results.csv")
-    _add_logger(parser)
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
     return compare(options.config, options.out, main, _write_page, options.logger)
 
 
@@ -233,25 +214,10 @@ def _write_page(folder: Path, title: str) -> Path:
     return write_report([folder], folder / NAME, title=title)
 
 
-def _add_logger(parser: argparse.ArgumentParser) -> None:
-    text = "a further logger of every run that is begun, logger/wandb.yaml for example; no part of a run's settings"
-    parser.add_argument("--trainer.logger", dest="logger", metavar="FILE", help=text)
-
-
 def _calibrate(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="sfda calibrate",
-        description="Calibrate the selected checkpoint of a run without training it: a fit of its own, with the run's "
-        "data and trainer. `sfda validate --run` scores the outcome. Further options are those of `sfda fit`.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--run", required=True, type=Path, help="folder of a finished run of any method")
-    names = "temperature_scaling (reads labelled source images), pseudo_cal or label_calibration (unlabelled target "
-    names += "images; the last changes which class is predicted)"
-    parser.add_argument("--with", required=True, dest="calibrator", metavar="NAME", help=names)
-    default = "default: the run's folder with +NAME after the experiment: runs/B/EXPERIMENT+NAME/seedN"
-    parser.add_argument("--out", type=Path, help=default)
-    options, more = parser.parse_known_args(arguments)
+    from sfda.cli.calibrate_options import parser
+
+    options, more = parser().parse_known_args(arguments)
 
     from sfda.cli.calibrate import calibration_arguments
 
@@ -259,27 +225,13 @@ def _calibrate(arguments: list[str]) -> int:
 
 
 def _sweep(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="sfda sweep",
-        description="Run trials of a W&B sweep file here, without an account, and print them, the best first. The same "
-        "command goes on where it was interrupted; a larger N adds trials.",
-    )
-    parser.add_argument("file", help="a file under configs/sweep, for example sweep/ada_bn.yaml, or your own")
-    parser.add_argument("--trials", type=_positive, help="how many (default: all of a grid)")
-    parser.add_argument("--out", type=Path, help="folder of all trials and results.json (default: runs/sweep/NAME)")
-    parser.add_argument("--seed", type=int, default=0, help="what random trials are drawn with; no run's own seed")
-    _add_logger(parser)
-    options = parser.parse_args(arguments)
+    from sfda.cli.sweep_options import parser
+
+    options = parser().parse_args(arguments)
 
     from sfda.runs.sweep import sweep
 
     return sweep(options.file, options.trials, options.out, options.seed, options.logger)
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text} is no number of trials")
-    return int(text)
 
 
 def _adapt(arguments: list[str]) -> int:
@@ -304,26 +256,9 @@ def _weights(arguments: list[str]) -> int:
 
 
 def _predict(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="sfda predict",
-        description="Label images and videos of your own. For each image, OUT holds NAME_trainIds.png (train ids, at "
-        "the image's size), NAME_overlay.png and NAME_confidence.png (white = 1); for each video, NAME_overlay.mp4 "
-        "(its size and rate, no sound) and NAME/000123_trainIds.png of every frame, from 0. Where the run brings "
-        "images to no size, one of more than 4 megapixels is predicted in windows of 1024 x 1024 that overlap by 256 "
-        "or more, their probabilities blended. The same command goes on where it was interrupted.",
-    )
-    parser.add_argument("--run", required=True, type=Path, help="folder of a finished run")
-    parser.add_argument(
-        "--images",
-        required=True,
-        type=Path,
-        help="an image, a video (.mp4 .avi .mov .mkv .webm), or a folder of them at any depth",
-    )
-    parser.add_argument("--out", required=True, type=Path, help="folder of the predictions, of this checkpoint alone")
-    parser.add_argument("--checkpoint", type=Path, help="default: selected.ckpt of the run")
-    label_ids = "write only NAME_labelIds.png with the label ids of Cityscapes, as its official evaluation reads them"
-    parser.add_argument("--label-ids", action="store_true", help=label_ids)
-    options = parser.parse_args(arguments)
+    from sfda.cli.predict_options import parser
+
+    options = parser().parse_args(arguments)
 
     with _loading():
         from sfda.cli.predict import predict
@@ -332,20 +267,9 @@ def _predict(arguments: list[str]) -> int:
 
 
 def _export(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="sfda export",
-        description="Write the selected checkpoint of a run as one file that predicts without sfda. In: RGB images in "
-        "[0, 1], float32 (B, 3, H, W), any number of any size. Out: probabilities (B, C, H, W) of the run's scored "
-        "classes; resizing, normalisation, padding, views and calibration are inside. Names and colours of the classes "
-        "and the run are in the file's metadata. The file is compared with PyTorch before it is kept.",
-    )
-    parser.add_argument("--run", required=True, type=Path, help="folder of a finished run")
-    kinds = "onnx (ONNX Runtime and others), or pt2 (torch.export.load, no other code)"
-    parser.add_argument("--format", required=True, choices=("onnx", "pt2"), help=kinds)
-    parser.add_argument("--out", type=Path, metavar="FILE", help="default: model.onnx or model.pt2 in the run folder")
-    compared = "an image or a folder to compare with (default: images of the run's target, or random ones)"
-    parser.add_argument("--images", type=Path, help=compared)
-    options = parser.parse_args(arguments)
+    from sfda.cli.export_options import parser
+
+    options = parser().parse_args(arguments)
 
     with _loading():
         from sfda.cli.export import export
@@ -354,15 +278,9 @@ def _export(arguments: list[str]) -> int:
 
 
 def _data(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="sfda data", description="Data sets on disk.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    check = commands.add_parser("check", help="open every file of a data config and list all faults")
-    check.add_argument("--config", required=True, help="data/streets.yaml, an experiment's base.yaml, a run's config")
-    streets = commands.add_parser("streets", help="write the embedded town in the layouts of the real data sets")
-    streets.add_argument("--out", required=True, type=Path, help="folder for gta5/, synthia/ and cityscapes/")
-    streets.add_argument("--height", type=int, default=128)
-    streets.add_argument("--width", type=int, default=256)
-    options = parser.parse_args(arguments)
+    from sfda.cli.data_options import parser
+
+    options = parser().parse_args(arguments)
     if options.command == "check":
         from sfda.cli.data_check import check as check_data
 
