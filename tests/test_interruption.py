@@ -188,7 +188,8 @@ def test_a_killed_loader_worker_is_a_sentence(town, sfda, tmp_path, capsys):
         for process in multiprocessing.active_children():
             os.kill(process.pid, signal.SIGKILL)
 
-    arguments = [*tiny_arguments("source_training", town), "--data.init_args.num_workers", 2, "--out", tmp_path / "run"]
+    more = ["--data.init_args.num_workers", 2, "--data.init_args.samples_per_epoch", 400]  # than workers load ahead
+    arguments = [*tiny_arguments("source_training", town), *more, "--out", tmp_path / "run"]
     with watched("on_train_batch_start", kill):
         assert sfda("fit", *arguments) == 2
     error = capsys.readouterr().err

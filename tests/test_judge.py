@@ -18,7 +18,8 @@ def runs(town, source_model, sfda, tmp_path):
     assert sfda("validate", *plain) == 0
     spoilt = [*tiny_arguments("tent", town, source_model), "--model.init_args.lr", "1.0", "--trainer.max_epochs", "4"]
     assert sfda("fit", *spoilt, "--out", tmp_path / "tent") == 0
-    shutil.copy(tmp_path / "tent/last.ckpt", tmp_path / "tent/selected.ckpt")  # the fit has kept its source
+    (tmp_path / "tent/selected.ckpt").unlink()
+    shutil.copy(tmp_path / "tent/last.ckpt", tmp_path / "tent/selected.ckpt")  # the fit may have kept its source
     return [tmp_path / "source_only", tmp_path / "tent"]
 
 
