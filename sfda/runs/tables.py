@@ -96,7 +96,9 @@ def as_table(rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> Table:
     for heading in ("source-\nfree", "labels\nread"):
         table.add_column(heading, no_wrap=True, vertical="bottom")
     for heading, *_ in map(_column, shown):
-        table.add_column(heading, justify="right", min_width=5 if "%" in heading else 3, vertical="bottom")
+        widest = len(heading) if heading == "verdict" else None  # two words, and all columns have 80 characters
+        least = 5 if "%" in heading else 3
+        table.add_column(heading, justify="right", min_width=least, max_width=widest, vertical="bottom")
     for experiment in dict.fromkeys(str(row["experiment"]) for row in rows):
         group = [row for row in rows if row["experiment"] == experiment]
         table.add_row(

@@ -35,8 +35,8 @@ def row(experiment, seed, miou, **more):
     }  # fmt: skip
 
 
-def printed(rows):
-    console = Console(file=StringIO(), width=200)
+def printed(rows, width=200):
+    console = Console(file=StringIO(), width=width)
     console.print(as_table(rows))
     return console.file.getvalue()
 
@@ -214,6 +214,12 @@ def test_one_seed_has_no_deviation():
     text = printed([row("x", 1, 0.5)])
     assert "50.0" in text
     assert "±" not in text
+
+
+def test_a_verdict_cuts_no_number_in_a_narrow_terminal():
+    scores = {"target_classwise_ece": 0.123, "source_miou": 0.456, "adapt_seconds": 1234.0, "verdict": "cannot tell"}
+    text = printed([row("ada_bn+alpha_1", 1, 0.5, **scores)], width=80)
+    assert {"12.3", "45.6", "1234", "cannot", "tell", "verdict"} <= set(text.split())
 
 
 def test_a_compare_file_chooses_its_columns(tmp_path):
