@@ -11,6 +11,7 @@ import torch
 import sfda.callbacks
 from sfda.callbacks.select_by_rank_sum import beaten
 from sfda.callbacks.selection import Selector
+from sfda.judging.verdict import Verdict
 from tiny_runs import die, tiny_arguments
 
 EPOCHS = 5
@@ -56,8 +57,11 @@ def reports(folder):
 
 @pytest.mark.medium
 @pytest.mark.parametrize("devices", [[], TWO], ids=["one process", "two processes"])
-def test_all_selectors_work_side_by_side_and_each_keeps_its_checkpoint(devices, town, source_model, sfda, tmp_path):
+def test_all_selectors_work_side_by_side_and_each_keeps_its_checkpoint(
+    devices, town, source_model, sfda, tmp_path, monkeypatch
+):
     folder = tmp_path / "run"
+    monkeypatch.setattr("sfda.callbacks.fit_verdict.judge_without_labels", lambda *_, **__: Verdict("cannot tell", ()))
     assert sfda("fit", *arguments(town, source_model), *devices, "--out", folder) == 0
     found = reports(folder)
     assert list(found) == [each.score for each in SELECTORS]
@@ -72,6 +76,8 @@ def test_all_selectors_work_side_by_side_and_each_keeps_its_checkpoint(devices, 
         assert report["selected"]["epoch"] == best
         kept = [path.name for path in (folder / "candidates" / each.score).iterdir()]
         assert kept == [f"epoch={best}-step={report['selected']['step']}.ckpt"]
+    row, first = json.loads((folder / "result.json").read_text()), found[SELECTORS[0].score]
+    assert (row["selected_by"], row["selected_step"]) == (SELECTORS[0].score, first["selected"]["step"])
 
 
 @pytest.mark.medium

@@ -15,8 +15,9 @@ USE = """
 <script>
 addEventListener("load", () => setTimeout(() => {
   const names = () => [...document.querySelectorAll("#main tbody tr")].map(row => row.cells[0].textContent.trim());
-  const heading = [...document.querySelectorAll("#main th button")].find(each => each.textContent.trim() === "mIoU %");
-  const found = {first: names()};
+  const button = name => [...document.querySelectorAll("#main th button")].find(each => each.textContent.trim() === name);
+  const heading = button("mIoU %"), found = {first: names()};
+  button("fit s").click(); found.fit = names();
   heading.click(); found.down = names();
   heading.click(); found.up = names(); found.sort = heading.parentElement.getAttribute("aria-sort");
   document.querySelector("#columns input").click();
@@ -48,7 +49,7 @@ addEventListener("load", () => setTimeout(() => {
 def test_tables_sort_images_open_the_slider_moves_and_nothing_is_fetched(width, tmp_path):
     make_run(tmp_path, "source_only", 0.6, method="SourceOnly")
     make_run(tmp_path, "good", 0.9)
-    make_run(tmp_path, "bad", 0.3)
+    make_run(tmp_path, "bad", 0.3, adapt_seconds=100.0)
     page = write_report([tmp_path], tmp_path / "report.html", title=TITLE)
     page.write_text(page.read_text().replace("</body>", USE + "</body>"))
     options = [
@@ -62,6 +63,7 @@ def test_tables_sort_images_open_the_slider_moves_and_nothing_is_fetched(width, 
     dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     found = json.loads(re.search(r'<pre id="found">(.*?)</pre>', dom, re.DOTALL)[1])
     assert found["first"] == ["bad", "good", "source_only"]
+    assert found["fit"] == ["good", "bad", "source_only"]  # 12, 100, none: as numbers, the least first
     assert found["down"] == ["good", "source_only", "bad"]
     assert (found["up"], found["sort"]) == (["bad", "source_only", "good"], "ascending")
     assert found["hidden"] == "none"

@@ -72,6 +72,8 @@ def test_seeds_are_one_row_with_mean_and_deviation(runs):
     good = next(entry for entry in findings.entries if entry.name == "good")
     values = [json.loads((runs / f"good/seed{seed}/result.json").read_text())["target_miou"] for seed in (1, 2)]
     assert good.mean("target_miou") == pytest.approx(np.mean(values))
+    pixels = sum(records.confusion.sum() for records in good.records)
+    assert sum(matrix.sum() for matrix in good.confusion.values()) == pixels == 2 * len(NAMES) * 12 * 24
     text = render(findings, "runs")
     assert f"{100 * np.mean(values):.1f} ± {100 * np.std(values, ddof=1):.1f}" in text
     assert text.count("<tr>") >= 5
