@@ -15,7 +15,8 @@ USE = """
 <script>
 addEventListener("load", () => setTimeout(() => {
   const names = () => [...document.querySelectorAll("#main tbody tr")].map(row => row.cells[0].textContent.trim());
-  const button = name => [...document.querySelectorAll("#main th button")].find(each => each.textContent.trim() === name);
+  const buttons = [...document.querySelectorAll("#main th button")];
+  const button = name => buttons.find(each => each.textContent.trim() === name);
   const heading = button("mIoU %"), found = {first: names()};
   button("fit s").click(); found.fit = names();
   heading.click(); found.down = names();
