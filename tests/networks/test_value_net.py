@@ -78,7 +78,7 @@ def test_the_convolution_starts_as_xavier_and_has_no_bias():
     net = ValueNet(512)
     bound = (6 / (512 + 128)) ** 0.5
     assert net.reduce.bias is None
-    assert 0.95 * bound < net.reduce.weight.abs().max().item() <= bound
+    assert 0.95 * bound < net.reduce.weight.abs().max().item() <= bound * (1 + 1e-6)  # of float32
     assert net.estimate.weight.shape == (1, 2048)
 
 
