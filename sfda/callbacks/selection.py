@@ -15,6 +15,7 @@ from sfda.callbacks.method_callback import MethodCallback
 from sfda.data.needs import DomainName
 from sfda.errors import UserError
 from sfda.files import write_json
+from sfda.methods.kinds.gathered import GatheredMethod
 from sfda.metrics.scoring import score_names
 
 
@@ -24,7 +25,7 @@ class Selector(MethodCallback, ModelCheckpoint):
     A candidate is what stands at the end of an epoch that was validated. ``selection.json`` in the run folder says
     what was chosen, every candidate's value with the scores that stand beside it, and why. Several may be at work in
     one fit: each keeps its candidates, the first chooses what represents the run, and the others' choices stand under
-    ``others``.
+    ``others``. A method without steps makes one model: nothing is chosen, and a warning says so.
 
     Class attributes:
         score: Name of the score: any that a validation logs as ``<domain>/<score>``, by the method's metrics, by
@@ -71,9 +72,12 @@ class Selector(MethodCallback, ModelCheckpoint):
         MethodCallback.setup(self, trainer, pl_module, stage)
         if stage != "fit":
             return
+        name = type(self).__name__
         self.domain: DomainName = next(iter(self.method.datamodule.validation_sets))
         self._check_score()
-        name = type(self).__name__
+        if isinstance(self.method, GatheredMethod):
+            warnings.warn(f"{name}: {type(self.method).__name__} makes one model, nothing is selected", stacklevel=1)
+            return
         if not trainer.max_epochs or trainer.max_epochs < 1:
             raise UserError(f"{name} chooses among the last epochs of a fit: give their number, --trainer.max_epochs")
         if trainer.limit_val_batches == 0 or trainer.max_epochs < (trainer.check_val_every_n_epoch or 1):
@@ -132,6 +136,8 @@ class Selector(MethodCallback, ModelCheckpoint):
         Raises:
             UserError: no validation computes the score.
         """
+        if isinstance(self.method, GatheredMethod):
+            return
         if (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1):
             return
         self._refuse_missing_score(trainer.callback_metrics)

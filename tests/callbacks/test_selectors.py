@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import sfda.callbacks
-from sfda.callbacks.select_by_rank_sum import beaten
+from sfda.callbacks.rank_sum import RankSum, beaten
 from sfda.callbacks.selection import Selector
 from sfda.judging.verdict import Verdict
 from tiny_runs import die, tiny_arguments
@@ -23,18 +23,17 @@ def selector_classes():
     names = [module.name for module in pkgutil.iter_modules(sfda.callbacks.__path__) if "select_by" in module.name]
     modules = [importlib.import_module(f"sfda.callbacks.{name}") for name in names if name != "select_by_ece"]
     found = [value for module in modules for value in vars(module).values() if isinstance(value, type)]
-    return [each for each in found if issubclass(each, Selector) and each is not Selector]
+    return [each for each in found if issubclass(each, Selector) and "select_by" in each.__module__]
 
 
 SELECTORS = selector_classes()
+ALL = [word for each in SELECTORS for word in ("--trainer.callbacks+", f"{each.__module__}.{each.__qualname__}")]
 
 
 def arguments(town, source, model="tent", lr=0.02):
-    paths = [f"{each.__module__}.{each.__qualname__}" for each in SELECTORS]
-    words = [word for path in paths for word in ("--trainer.callbacks+", path)]
     return [
         *tiny_arguments(model, town, source),
-        *words,
+        *ALL,
         "--trainer.max_epochs",
         EPOCHS,
         "--model.init_args.lr",
@@ -67,7 +66,7 @@ def test_all_selectors_work_side_by_side_and_each_keeps_its_checkpoint(
     assert list(found) == [each.score for each in SELECTORS]
     for each in SELECTORS:
         report = found[each.score]
-        if each.score == "rank_sum":
+        if issubclass(each, RankSum):
             continue
         values = logged(folder, each.score)
         assert len(values) == EPOCHS
@@ -81,15 +80,19 @@ def test_all_selectors_work_side_by_side_and_each_keeps_its_checkpoint(
 
 
 @pytest.mark.medium
-def test_the_rank_sum_keeps_what_nothing_beats_and_a_resumed_fit_goes_on(town, source_model, sfda, tmp_path):
+def test_sums_of_ranks_keep_what_nothing_beats_and_a_resumed_fit_goes_on(town, source_model, sfda, tmp_path):
     folder = tmp_path / "run"
     die(arguments(town, source_model), folder, epoch=3)
     assert sfda("fit", "--run", folder) == 0
-    report = reports(folder)["rank_sum"]
+    for score, first in (("judge_and_infomax", "judge_agreement"), ("views_and_infomax", "view_agreement")):
+        check_rank_sum(folder, score, first)
+
+
+def check_rank_sum(folder, score, first):
+    report = reports(folder)[score]
     pairs = [candidate["values"] for candidate in report["candidates"]]
     assert pairs == [
-        pytest.approx(pair, rel=1e-5)
-        for pair in zip(logged(folder, "judge_agreement"), logged(folder, "infomax"), strict=True)
+        pytest.approx(pair, rel=1e-5) for pair in zip(logged(folder, first), logged(folder, "infomax"), strict=True)
     ]
     columns = list(zip(*pairs, strict=True))
     totals = [sum(sorted(column).index(pair[i]) for i, column in enumerate(columns)) for pair in pairs]
@@ -100,7 +103,7 @@ def test_the_rank_sum_keeps_what_nothing_beats_and_a_resumed_fit_goes_on(town, s
         for c in report["candidates"]
         if not any(other != c["values"] and other >= c["values"] and other[1] >= c["values"][1] for other in pairs)
     }
-    kept = {path.name for path in (folder / "candidates/rank_sum").iterdir()}
+    kept = {path.name for path in (folder / "candidates" / score).iterdir()}
     assert kept == beaten_by_none <= names
 
 
@@ -126,8 +129,23 @@ def test_a_method_that_optimises_a_score_is_not_silently_selected_by_it(town, so
 def test_the_score_callback_and_its_selector_compute_the_score_once(town, source_model, sfda, tmp_path):
     both = ("view_agreement.ViewAgreement", "select_by_view_agreement.SelectByViewAgreement")
     words = [word for name in both for word in ("--trainer.callbacks+", f"sfda.callbacks.{name}")]
-    assert sfda("fit", *tiny_arguments("ada_bn", town, source_model), *words, "--out", tmp_path / "run") == 0
+    assert sfda("fit", *tiny_arguments("tent", town, source_model), *words, "--out", tmp_path / "run") == 0
     assert 0 < reports_of_one(tmp_path / "run")["selected"]["value"] <= 1
+
+
+@pytest.mark.medium
+def test_nothing_is_selected_where_there_is_one_model_and_its_scores_are_kept(
+    town, source_model, sfda, tmp_path, capsys
+):
+    folder = tmp_path / "run"
+    assert sfda("fit", *tiny_arguments("ada_bn", town, source_model), *ALL, "--out", folder) == 0
+    warned = " ".join(capsys.readouterr().err.split())
+    assert "SelectByJudgeAgreement: AdaBN makes one model, nothing is selected" in warned
+    row = json.loads((folder / "result.json").read_text())
+    assert (row["selected_by"], row["selected_step"]) == ("last", 0)
+    assert not (folder / "candidates").exists()
+    assert "selected_by" not in reports_of_one(folder)  # the verdict alone
+    assert 0 < logged(folder, "view_agreement")[-1] <= 1
 
 
 def reports_of_one(folder):

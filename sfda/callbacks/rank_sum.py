@@ -1,6 +1,7 @@
 """The checkpoint with the largest sum of two ranks."""
 
 from pathlib import Path
+from typing import ClassVar
 
 import lightning as L
 import torch
@@ -10,21 +11,23 @@ from sfda.callbacks.selection import Selector
 from sfda.metrics.view_agreement import ranks
 
 
-class SelectByRankSum(Selector):
-    """Largest rank(agreement with the second judge) + rank(InfoMax) among the candidates of a fit.
+class RankSum(Selector):
+    """Largest rank by one score + rank by another among the candidates of a fit.
 
     Each of the two is fooled by other things. Ranks are those among all candidates, so that they are final at the end
     of a fit alone; until then every candidate stays that no other one beats by both scores. The earlier of equals wins.
+
+    Class attributes:
+        ranked: Both scores; of each, larger is better.
     """
 
-    score = "rank_sum"
     mode_of_score = "max"
-    signals = ("infomax",)
+    ranked: ClassVar[tuple[str, str]]
 
     @property
     @override
     def scores(self) -> tuple[str, ...]:
-        return ("judge_agreement", "infomax")
+        return self.ranked
 
     @override
     def _keep(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
