@@ -4,7 +4,9 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tiny_runs import tiny_arguments
 
@@ -47,6 +49,23 @@ def test_a_few_labels_give_the_scores_of_validate_and_an_interval(runs, town, sf
     source, tent = (json.loads((run / "result.json").read_text())["target_miou"] for run in runs)
     assert f"source {100 * source:.1f} source_only {100 * source:.1f}" in said
     assert f"tent {100 * tent:.1f} {100 * (tent - source):+.1f}" in said
+
+
+def test_labels_in_train_ids_are_known_by_their_looks_and_score_alike(runs, town, sfda, tmp_path, capsys):
+    images, labels = town / "cityscapes/leftImg8bit/val", town / "cityscapes/gtFine/val"
+    table = np.full(256, 255, dtype=np.uint8)
+    table[[7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33]] = range(19)  # Cityscapes' own
+    folder = tmp_path / "labels"
+    for path in labels.rglob("*_labelIds.png"):
+        name = path.relative_to(labels).with_name(path.name.replace("_gtFine_labelIds", "_leftImg8bit"))
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(table[np.asarray(Image.open(path))]).save(folder / name)
+    words = [*runs, "--images", images, "--labels"]
+    status, said = judged(sfda, capsys, *words, folder)
+    assert (status, "give --label-values train_ids" in said) == (2, True), said
+    known = judged(sfda, capsys, *words, folder, "--label-values", "train_ids")
+    assert known == judged(sfda, capsys, *words, labels)
+    assert "6 labelled images" in known[1]
 
 
 def test_what_cannot_be_compared_is_refused(runs, town, sfda, tmp_path, capsys):

@@ -20,7 +20,7 @@ from sfda.data.label_spaces import NAMED, load_class_set, score_groups
 from sfda.data.layouts import domains_of
 from sfda.data.paths import files_below
 from sfda.data.photographs import Photographs, flat_names, labels_of, link_images, look_over, spread
-from sfda.data.readers import SegmentationSet, class_set_of_files
+from sfda.data.readers import SegmentationSet, class_set_of_files, refuse_train_ids
 from sfda.errors import UserError
 from sfda.files import read_json, write_json, write_whole
 from sfda.networks.batch_norm import batch_norm_layers
@@ -117,10 +117,8 @@ def _check_labels(data: Path, with_labels: bool) -> None:
     """Stop before the plan is run where labels seem to hold other values."""
     if with_labels:
         target = domains_of(data_options(data, read_mapping(data)))["target"]
-        suspicion = SegmentationSet(target, "val", True, class_set_of_files(target)).train_ids_suspected()
-        if suspicion is not None and target.label_values == "label_ids":
-            text = "look as if they held train ids (0-18, 255), not Cityscapes label ids"
-            raise UserError(f"--labels: the label maps {text}: give --label-values train_ids and another --out")
+        labelled = SegmentationSet(target, "val", True, class_set_of_files(target))
+        refuse_train_ids(labelled, "give --label-values train_ids and another --out")
 
 
 def _asked(said: argparse.Namespace) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from sfda.data.errors import BadPair, UnreadableFile
 from sfda.data.images import read_image
 from sfda.data.layouts import domains_of
 from sfda.data.photographs import labels_of, link_images, look_over, spread
-from sfda.data.readers import SegmentationSet
+from sfda.data.readers import SegmentationSet, refuse_train_ids
 from sfda.errors import UserError
 from sfda.judging.bootstrap import Confusions, Interval, mean_iou, paired_interval
 from sfda.judging.evidence import Evidence, Model, look_at, together
@@ -60,7 +60,16 @@ def judge(said: argparse.Namespace) -> int:
     images = photographs.images
     labels = labels_of(images, said.images, said.labels) if said.labels else {}
     source = Run(said.source) if said.source else None
-    found = look(runs, images, labels, console, source=source, classes=said.classes, count=said.count)
+    found = look(
+        runs,
+        images,
+        labels,
+        console,
+        source=source,
+        classes=said.classes,
+        label_values=said.label_values,
+        count=said.count,
+    )
     console.print(found.table)
     console.print(Text(found.caption), soft_wrap=True)
     for name, verdict in found.verdicts.items():
@@ -76,6 +85,7 @@ def look(
     *,
     source: Run | None = None,
     classes: str | None = None,
+    label_values: str | None = None,
     count: int = COUNT,
 ) -> Findings:
     """Compare runs with their source model on images, by the labels of those that have some.
@@ -87,12 +97,13 @@ def look(
         console: Where progress is shown.
         source: The run of the source model; None: what the runs started from.
         classes: Class set of the label maps; None: what the runs score.
+        label_values: What label maps in Cityscapes classes hold; None: what the runs' data say.
         count: Images that are looked at at most.
 
     Raises:
         UserError: the runs cannot be compared, or a file cannot be used.
     """
-    judged = what_is_common(list(runs.values()), classes)
+    judged = what_is_common(list(runs.values()), classes, label_values)
     methods = {SOURCE: source_of(list(runs.values()), source)}
     methods |= {name: load_fixed_method(run, num_classes_of(run)) for name, run in runs.items()}
     models = {name: judged.model(method.to(judged.device)) for name, method in methods.items()}
@@ -193,6 +204,7 @@ def _confusions(
     found: dict[str, list[Any]] = {name: [] for name in models}
     with tempfile.TemporaryDirectory(prefix="sfda-judge-") as temporary:
         samples = _samples(pairs, Path(temporary), judged)
+        refuse_train_ids(samples, "give --label-values train_ids")
         with progress(console, "scoring", len(samples)) as advance:
             for index in range(len(samples)):
                 try:

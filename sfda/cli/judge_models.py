@@ -63,8 +63,13 @@ def num_classes_of(run: Run) -> int:
     return len(load_class_set(run.data().get("classes") or CITYSCAPES19.name))
 
 
-def what_is_common(runs: Sequence[Run], score_classes: str | None) -> Judged:
+def what_is_common(runs: Sequence[Run], score_classes: str | None, label_values: str | None = None) -> Judged:
     """Classes and size of the runs.
+
+    Args:
+        runs: At least one.
+        score_classes: Class set of the label maps; None: what the runs score.
+        label_values: What label maps in Cityscapes classes hold; None: what the runs' data say.
 
     Raises:
         UserError: they are not the same for all.
@@ -85,6 +90,8 @@ def what_is_common(runs: Sequence[Run], score_classes: str | None) -> Judged:
     told = first["target"]
     labels = {key: told[key] for key in ("classes", "label_values") if told.get(key)}
     labels = {"classes": score_classes} if score_classes else {"classes": scored.name, **labels}
+    if label_values:
+        labels["label_values"] = label_values
     return Judged(scored, table, tuple(size) if size else None, device, labels)
 
 

@@ -18,5 +18,7 @@ def parser() -> argparse.ArgumentParser:
     )
     found.add_argument("--labels", type=Path, metavar="FOLDER", help="PNG label maps, named like the images")
     found.add_argument("--classes", metavar="FILE", help="class set of the label maps (default: what the runs score)")
+    values = "what label maps in Cityscapes classes hold (default: what the runs read, or label_ids)"
+    found.add_argument("--label-values", choices=("label_ids", "train_ids"), help=values)
     found.add_argument("--count", type=int, default=24, metavar="N", help="images that are looked at (default: 24)")
     return found

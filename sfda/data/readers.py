@@ -125,6 +125,17 @@ class SegmentationSet:
         return train_ids_suspected(self.domain, pixels)
 
 
+def refuse_train_ids(labelled: SegmentationSet, advice: str) -> None:
+    """Stop where label maps that a command was given seem to hold train ids instead of label ids.
+
+    Raises:
+        UserError: they do; it ends with `advice`.
+    """
+    if labelled.train_ids_suspected() is not None:
+        text = "look as if they held train ids (0-18, 255), not Cityscapes label ids"
+        raise UserError(f"--labels: the label maps {text}: {advice}")
+
+
 def count_values(values: LabelValues) -> npt.NDArray[np.int64]:
     """(256,) pixels of each value 0-255."""
     return np.bincount(values.ravel(), minlength=256)[:256]
