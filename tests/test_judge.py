@@ -36,7 +36,7 @@ def test_runs_are_judged_without_labels(runs, town, sfda, capsys):
     assert status == 0
     assert "without labels, 8 images" in said
     assert "source_only: cannot tell (100.0 % of the pixels keep the source's class)" in said
-    assert re.search(r"tent: (worse than the source|cannot tell) \(.*second judge falls", said)
+    assert re.search(r"tent: (worse than the source|cannot tell) \(.*second judge's classes falls", said)
 
 
 def test_a_few_labels_give_the_scores_of_validate_and_an_interval(runs, town, sfda, capsys):

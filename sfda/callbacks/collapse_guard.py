@@ -76,13 +76,17 @@ class CollapseGuard(MethodCallback):
         method, scores = self.method, self._label_free()
         # All ranks look at all of them: whichever saves a checkpoint has what every rank will need.
         with eval_mode(method), trainer.precision_plugin.forward_context():
-            judge = second_judge(method.network, (batch["image"] for batch in self._batches(GATHERED, BATCH)))
+            judge = second_judge(
+                method.network,
+                lambda: (batch["image"] for batch in self._batches(GATHERED, BATCH)),
+                method.score_probabilities,
+            )
             for batch in self._batches(IMAGES):
                 images = batch["image"]
                 probabilities = method.score_probabilities(method.predict_probabilities(images))
                 refuse_nan(probabilities, batch["name"], method.advice_against_nan)
                 scores.update(probabilities)
-                judged = method.score_probabilities(judge(images, (images.shape[-2], images.shape[-1])))
+                judged = judge(images, (images.shape[-2], images.shape[-1]))
                 self.source |= dict(zip(batch["name"], _some_classes(probabilities).cpu(), strict=True))
                 self.judge |= dict(zip(batch["name"], _some_classes(judged).cpu(), strict=True))
         if self.source:

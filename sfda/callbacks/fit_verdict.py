@@ -8,7 +8,7 @@ import torch
 from sfda.data.datasets import DomainBatch
 from sfda.errors import UserError
 from sfda.files import write_json
-from sfda.judging.evidence import look_at, together
+from sfda.judging.evidence import JUDGE, look_at, together
 from sfda.judging.models import model_of, source_method
 from sfda.judging.second_judge import BATCH, GATHERED, second_judge
 from sfda.judging.verdict import Verdict, judge_without_labels
@@ -19,7 +19,7 @@ from sfda.progress import write_line
 from sfda.runs.checkpoints import read_checkpoint, write_checkpoint
 from sfda.runs.run import Run
 
-IMAGES = 12
+IMAGES = 24
 """Target validation images that are looked at, the first ones."""
 
 
@@ -82,15 +82,13 @@ def _keep(source: Method, run: Run) -> None:
 @torch.inference_mode()
 def _judge(method: Method, source: Method, adapted: Method) -> Verdict:
     over_scored = method.score_probabilities
-    judge = second_judge(source.network, (batch["image"] for batch in _batches(method, GATHERED, BATCH)))
+    judge = second_judge(
+        source.network, lambda: (batch["image"] for batch in _batches(method, GATHERED, BATCH)), over_scored
+    )
     models = {name: model_of(each, over_scored) for name, each in (("source", source), ("adapted", adapted))}
-    rows = [
-        look_at(batch["image"], models["source"], lambda images, size: over_scored(judge(images, size)), models)
-        for batch in _batches(method, IMAGES, 1)
-    ]
-    evidence = {name: together([row[name] for row in rows]) for name in models}
-    trained = isinstance(method, TrainedMethod)
-    return judge_without_labels(evidence["source"], evidence["adapted"], trained=trained, trains_on=method.optimises)
+    rows = [look_at(batch["image"], models["source"], judge, models) for batch in _batches(method, IMAGES, 1)]
+    evidence = {name: together([row[name] for row in rows]) for name in rows[0]}
+    return judge_without_labels(evidence["source"], evidence["adapted"], evidence[JUDGE], trains_on=method.optimises)
 
 
 def _batches(method: Method, first: int, batch_size: int) -> Iterator[DomainBatch]:

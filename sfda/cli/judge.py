@@ -21,12 +21,11 @@ from sfda.data.photographs import labels_of, link_images, look_over, spread
 from sfda.data.readers import SegmentationSet, refuse_train_ids
 from sfda.errors import UserError
 from sfda.judging.bootstrap import Confusions, Interval, mean_iou, paired_interval
-from sfda.judging.evidence import Evidence, Model, look_at, together
+from sfda.judging.evidence import JUDGE, Evidence, Model, look_at, together
 from sfda.judging.second_judge import GATHERED
 from sfda.judging.verdict import Verdict, judge_with_labels, judge_without_labels
 from sfda.methods import Method
 from sfda.methods.kinds.rebuild import load_fixed_method
-from sfda.methods.kinds.trained import TrainedMethod
 from sfda.metrics.functional import score_sums
 from sfda.progress import progress, status, table_console
 from sfda.runs.run import Run
@@ -118,17 +117,12 @@ def look(
     evidence = _gather(models, judged, methods[SOURCE], _readable(spread(images, count), console), console)
     source_evidence = evidence[SOURCE]
     verdicts = {
-        name: judge_without_labels(
-            source_evidence,
-            evidence[name],
-            trained=isinstance(methods[name], TrainedMethod),
-            trains_on=methods[name].optimises,
-        )
+        name: judge_without_labels(source_evidence, evidence[name], evidence[JUDGE], trains_on=methods[name].optimises)
         for name in runs
     }
     caption = (
-        f"without labels, {len(source_evidence.views)} images. The second judge is the source model with some of the "
-        "images' statistics, or averaged views; drift: how far the classes' shares lie from its"
+        f"without labels, {len(source_evidence.kept)} images. The second judge is the source model at the size and "
+        "with the statistics of most InfoMax; drift: how far the classes' shares lie from its"
     )
     return Findings(_unlabelled(evidence), caption, verdicts)
 
@@ -167,7 +161,7 @@ def _gather(
 ) -> dict[str, Evidence]:
     with status(console, "gathering statistics"):
         second = judge_of(source, judged, spread(images, GATHERED))
-    rows: dict[str, list[Evidence]] = {name: [] for name in models}
+    rows: dict[str, list[Evidence]] = {name: [] for name in (*models, JUDGE)}
     with progress(console, "judging", len(images)) as advance:
         for path in images:
             image = judged.tensor(read_image(path))
@@ -178,16 +172,12 @@ def _gather(
 
 
 def _unlabelled(evidence: Mapping[str, Evidence]) -> Table:
-    headings = ("views\nagree %", "perturbed\nagree %", "judge\nagrees %", "InfoMax\nnats", "classes\nseen %")
-    table = _table(*headings, "drift\n%", "changed\n%")
+    against = "mIoU against\nthe judge %"
+    table = _table("InfoMax\nnats", against, "agrees\n%", "classes\nseen %", "drift\n%", "changed\n%")
     for name, each in evidence.items():
-        shares = (each.views, each.perturbed, each.judged)
-        table.add_row(
-            name,
-            *(f"{100 * share.mean():.1f}" for share in shares),
-            f"{each.infomax:.3f}",
-            *(f"{100 * value:.0f}" for value in (each.coverage, each.drift, 1 - each.kept.mean())),
-        )
+        shares = (each.judged, each.coverage, each.drift, 1 - each.kept.mean())
+        against = f"{100 * float(mean_iou(each.against.sum(0))):.1f}"
+        table.add_row(name, f"{each.infomax:.3f}", against, *(f"{100 * value:.0f}" for value in shares))
     return table
 
 

@@ -1,6 +1,6 @@
 """The models that are judged: runs, the source model that they started from, and the second judge."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,9 @@ def source_of(runs: Sequence[Run], source: Run | None) -> Method:
 def judge_of(source: Method, judged: Judged, images: Sequence[Path]) -> Predict:
     """The second judge of a source model, over the scored classes, by `sfda.judging.second_judge`."""
     together = BATCH if judged.size else 1  # images of their own sizes are no batch
-    starts = range(0, len(images), together)
-    batches = (torch.cat([judged.tensor(read_image(path)) for path in images[i : i + together]]) for i in starts)
-    predict = second_judge(source.network, batches)
-    return lambda image, size: judged.over_scored(predict(image, size))
+
+    def batches() -> Iterator[Tensor]:
+        for start in range(0, len(images), together):
+            yield torch.cat([judged.tensor(read_image(path)) for path in images[start : start + together]])
+
+    return second_judge(source.network, batches, judged.over_scored)

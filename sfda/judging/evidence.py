@@ -9,12 +9,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sfda.judging.perturbations import perturbed_agreement
 from sfda.metrics.functional import top_label
 from sfda.metrics.label_free import COVERAGE_SHARE
-from sfda.metrics.view_agreement import Predict, view_agreement
+from sfda.metrics.view_agreement import Predict
 
 Values = npt.NDArray[np.float64]
+JUDGE = "second judge"
+"""Its name among the models that are looked at."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Model:
 
     Attributes:
         predict: Its predictions.
-        single: Its predictions of one view, which agreement is measured on: averaged views agree by construction.
+        single: Its predictions of one view, whose entropy is looked at: averaging views raises it.
     """
 
     predict: Predict
@@ -35,24 +36,16 @@ class Evidence:
     """Of one model, one row per image (N).
 
     Attributes:
-        views: Share of pixels that keep their class in other views (`sfda.metrics.view_agreement`), in [0, 1].
-        perturbed: Share of pixels that keep their class under `perturbations`, in [0, 1].
-        judged: Share of pixels that have the class that the second judge gives them, in [0, 1].
+        against: Pixels by the second judge's class (rows) and the model's, as if the judge's were labels: (N, C, C).
         kept: Share of pixels that have the source model's class, in [0, 1].
-        entropy: Mean entropy of a pixel, in nats, of one view: averaging views raises it.
+        entropy: Mean entropy of a pixel, in nats, of one view.
         probabilities: Mean probabilities, (N, C), of one view.
-        mass: Share of pixels of each class, (N, C).
-        judge_mass: The same of the second judge, (N, C).
     """
 
-    views: Values
-    perturbed: Values
-    judged: Values
+    against: Values
     kept: Values
     entropy: Values
     probabilities: Values
-    mass: Values
-    judge_mass: Values
 
     @property
     def infomax(self) -> float:
@@ -73,14 +66,23 @@ class Evidence:
         return np.asarray(count * self.infomax - (count - 1) * without)
 
     @property
+    def judged(self) -> float:
+        """Share of pixels that have the class that the second judge gives them, in [0, 1]."""
+        return float(np.trace(self.against.sum(axis=0)) / self.against.sum())
+
+    @property
     def coverage(self) -> float:
         """Share of the classes that are predicted at least once in 10,000 pixels."""
-        return float((self.mass.mean(axis=0) >= COVERAGE_SHARE).mean())
+        return float((self._shares(0) >= COVERAGE_SHARE).mean())
 
     @property
     def drift(self) -> float:
         """How far the classes' shares lie from those of the second judge: total variation, in [0, 1]."""
-        return float(np.abs(self.mass.mean(axis=0) - self.judge_mass.mean(axis=0)).sum() / 2)
+        return float(np.abs(self._shares(0) - self._shares(1)).sum() / 2)
+
+    def _shares(self, axis: int) -> Values:
+        """Of the pixels that have each class: the model's (0), or the second judge's (1); (C,)."""
+        return np.asarray(self.against.sum(axis=0).sum(axis=axis) / self.against.sum())
 
 
 def _infomax(mean: Values, entropy: Any) -> Any:
@@ -89,38 +91,27 @@ def _infomax(mean: Values, entropy: Any) -> Any:
 
 @torch.inference_mode()
 def look_at(image: Tensor, source: Model, judge: Predict, models: Mapping[str, Model]) -> dict[str, Evidence]:
-    """The evidence of an image (1, 3, H, W), one row per model; ten passes per model and two more."""
+    """The evidence of an image (1, 3, H, W), one row per model and one of the second judge, named `JUDGE`."""
     size = (image.shape[-2], image.shape[-1])
     before = top_label(source.predict(image, size))[1]
-    judged = top_label(judge(image, size))[1]
-    return {name: _look(image, model, before, judged) for name, model in models.items()}
+    probabilities = judge(image, size)
+    judged = top_label(probabilities)[1]
+    rows = {
+        name: _look(model.predict(image, size), model.single(image, size), before, judged)
+        for name, model in models.items()
+    }
+    return {JUDGE: _look(probabilities, probabilities, before, judged), **rows}
 
 
-def _look(image: Tensor, model: Model, before: Tensor, judged: Tensor) -> Evidence:
-    size = (image.shape[-2], image.shape[-1])
-    classes = top_label(model.predict(image, size))[1]
-    probabilities = model.single(image, size).double()
-    plain = top_label(probabilities)[1]
-    count = probabilities.shape[1]
+def _look(predicted: Tensor, single: Tensor, before: Tensor, judged: Tensor) -> Evidence:
+    classes, single, count = top_label(predicted)[1], single.double(), predicted.shape[1]
+    pairs = torch.bincount((judged.long() * count + classes).flatten(), minlength=count**2)
     return Evidence(
-        views=view_agreement(model.single, image, plain).cpu().numpy(),
-        perturbed=perturbed_agreement(model.single, image, plain).cpu().numpy(),
-        judged=np.array([_same(classes, judged)]),
-        kept=np.array([_same(classes, before)]),
-        entropy=torch.special.entr(probabilities).sum(1).mean((1, 2)).cpu().numpy(),
-        probabilities=probabilities.mean((2, 3)).cpu().numpy(),
-        mass=_mass(classes, count),
-        judge_mass=_mass(judged, count),
+        against=pairs.double().cpu().numpy().reshape(1, count, count),
+        kept=np.array([float((classes == before).double().mean())]),
+        entropy=torch.special.entr(single).sum(1).mean((1, 2)).cpu().numpy(),
+        probabilities=single.mean((2, 3)).cpu().numpy(),
     )
-
-
-def _same(one: Tensor, other: Tensor) -> float:
-    return float((one == other).double().mean())
-
-
-def _mass(classes: Tensor, count: int) -> Values:
-    shares = torch.bincount(classes.flatten().long(), minlength=count).double() / classes.numel()
-    return shares.cpu().numpy()[None]
 
 
 def together(rows: list[Evidence]) -> Evidence:
