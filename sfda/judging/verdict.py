@@ -20,7 +20,7 @@ LEAST_NATS = 0.05
 LESS_COVERAGE = 0.85
 """Of the source's class coverage: with less than this a model is not called better."""
 LOST = 0.7
-"""Of the source's class coverage or InfoMax: with less than this a model has collapsed."""
+"""Of the source's class coverage or InfoMax: with less than this, classes or InfoMax are lost."""
 SAME = 0.999
 """Share of the pixels with the source's class: with more than this no score of classes can differ much."""
 
@@ -43,8 +43,8 @@ def judge_without_labels(
 
     Two witnesses are heard: InfoMax, and the mIoU of both models against the classes of the second judge, as if those
     were labels. Better: one of them rises clearly and the other does not fall. The second judge is not heard against a
-    model whose InfoMax clearly surpasses its own: that one may know more. Worse: both fall, or classes or InfoMax are
-    lost. Otherwise nobody can tell without labels.
+    model whose InfoMax clearly surpasses its own: that one may know more. Worse: both fall, most of InfoMax is lost, or
+    classes are lost and one of them falls. Otherwise nobody can tell without labels.
 
     Agreement between views or under perturbations is no witness: of models that had gained and models that had lost,
     it rose in as many.
@@ -58,17 +58,17 @@ def judge_without_labels(
     if adapted.kept.mean() > SAME:
         return Verdict("cannot tell", (f"{100 * adapted.kept.mean():.1f} % of the pixels keep the source's class",))
     infomax, judged = _infomax_vote(source, adapted), _judge_vote(source, adapted)
-    surpasses = infomax > 0 and adapted.infomax - judge.infomax > LEAST_NATS and "infomax" not in trains_on
+    trained_on = "infomax" in trains_on
+    surpasses = not trained_on and infomax > 0 and adapted.infomax - judge.infomax > LEAST_NATS
     reasons = _reasons(infomax, judged, source, adapted, judge if surpasses else None)
-    lost = _lost(source, adapted, LOST)
-    if lost or (infomax < 0 and judged < 0):
-        return Verdict("worse", (*lost, *reasons))
-    objections = [] if adapted.coverage >= LESS_COVERAGE * source.coverage else _lost(source, adapted, 1.0)[:1]
-    rises = judged > 0 or (infomax > 0 and "infomax" not in trains_on)
-    falls = infomax < 0 or (judged < 0 and not surpasses)
-    if rises and not falls and not objections:
+    fewer = _fewer_classes(source, adapted)
+    falls = (infomax < 0) + (judged < 0 and not surpasses)
+    if falls + (adapted.coverage < LOST * source.coverage) > 1 or adapted.infomax < LOST * source.infomax:
+        return Verdict("worse", (*fewer, *reasons))
+    rises = judged > 0 or (infomax > 0 and not trained_on)
+    if rises and not falls and not fewer:
         return Verdict("better", reasons)
-    return Verdict("cannot tell", (*objections, *(reasons or ("no score changes clearly",))))
+    return Verdict("cannot tell", (*fewer, *(reasons or ("no score changes clearly",))))
 
 
 def _infomax_vote(source: Evidence, adapted: Evidence) -> int:
@@ -104,16 +104,10 @@ def _moves(vote: int) -> str:
     return "rises" if vote > 0 else "falls"
 
 
-def _lost(source: Evidence, adapted: Evidence, share: float) -> list[str]:
-    """Scores of which less than a share is left."""
-    return [
-        f"{name} falls from {before:.2f} to {after:.2f}"
-        for name, before, after in (
-            ("class coverage", source.coverage, adapted.coverage),
-            ("InfoMax", source.infomax, adapted.infomax),
-        )
-        if after < share * before
-    ]
+def _fewer_classes(source: Evidence, adapted: Evidence) -> tuple[str, ...]:
+    if adapted.coverage >= LESS_COVERAGE * source.coverage:
+        return ()
+    return (f"class coverage falls from {source.coverage:.2f} to {adapted.coverage:.2f}",)
 
 
 def judge_with_labels(interval: Interval, images: int) -> Verdict:

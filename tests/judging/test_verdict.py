@@ -38,6 +38,14 @@ def seen(*classes: int) -> np.ndarray:
     return found
 
 
+def lost(right: float) -> np.ndarray:
+    """A model that predicts the rarest two classes nowhere, and is right about the others."""
+    found = against(right)
+    found[:, :, 0] += found[:, :, 3:].sum(2)
+    found[:, :, 3:] = 0
+    return found
+
+
 @pytest.mark.parametrize(
     ("adapted", "word", "reason"),
     [
@@ -53,6 +61,10 @@ def seen(*classes: int) -> np.ndarray:
         (evidence(nats=-0.1), "cannot tell", "InfoMax falls"),
         (evidence(0.7, nats=-0.1), "worse", "InfoMax falls"),
         (evidence(nats=0.1, against=seen(0)), "worse", "class coverage falls from 1.00 to 0.20"),
+        (evidence(nats=-0.1, against=seen(0)), "worse", "class coverage falls from 1.00 to 0.20"),
+        (evidence(nats=-0.1, against=lost(0.9)), "worse", "class coverage falls from 1.00 to 0.60"),
+        (evidence(nats=0.1, against=lost(0.9)), "worse", "class coverage falls from 1.00 to 0.60"),
+        (evidence(nats=0.4, against=lost(0.9)), "cannot tell", "class coverage falls from 1.00 to 0.60"),
         (evidence(nats=0.1, against=seen(0, 1, 2, 3)), "cannot tell", "class coverage falls from 1.00 to 0.80"),
         (evidence(0.9, nats=-0.3), "worse", "InfoMax falls from 0.83 to 0.53"),
         (evidence(0.9, nats=0.1, kept=np.full(N, 0.9995)), "cannot tell", "keep the source's class"),
