@@ -159,7 +159,7 @@ def _say_unreadable(fault: UserError, console: Console) -> None:
 def _gather(
     models: Mapping[str, Model], judged: Judged, source: Method, images: Sequence[Path], console: Console
 ) -> dict[str, Evidence]:
-    with status(console, "gathering statistics"):
+    with status(console, "choosing the second judge"):
         second = judge_of(source, judged, spread(images, GATHERED))
     rows: dict[str, list[Evidence]] = {name: [] for name in (*models, JUDGE)}
     with progress(console, "judging", len(images)) as advance:

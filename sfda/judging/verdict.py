@@ -95,8 +95,9 @@ def _reasons(
     if judged:
         before, after = (100 * float(mean_iou(each.against.sum(0))) for each in (source, adapted))
         text = f"mIoU against the second judge's classes {_moves(judged)} from {before:.1f} to {after:.1f} %"
-        weak = surpassed is not None and judged < 0
-        found.append(f"{text}, whose own InfoMax is lower, {surpassed.infomax:.2f}" if surpassed and weak else text)
+        if surpassed and judged < 0:
+            text += f", but that judge has less InfoMax itself, {surpassed.infomax:.2f}"
+        found.append(text)
     return tuple(found)
 
 

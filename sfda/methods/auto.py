@@ -63,6 +63,7 @@ class Auto(GatheredMethod):
     """
 
     needs = Needs(target="images", view="plain")
+    optimises = ("infomax", "views")
 
     def __init__(self, scored_images: int = 12, **base: Any) -> None:
         super().__init__(**base)

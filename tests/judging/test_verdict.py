@@ -93,7 +93,7 @@ def test_infomax_never_speaks_for_what_was_trained_on_it(right, nats, word):
 
 def test_a_judge_that_is_surpassed_is_named_so():
     verdict = judge_without_labels(SOURCE, evidence(0.7, nats=0.4), JUDGE)
-    assert verdict.reasons[1].endswith(f"whose own InfoMax is lower, {JUDGE.infomax:.2f}")
+    assert verdict.reasons[1].endswith(f", but that judge has less InfoMax itself, {JUDGE.infomax:.2f}")
 
 
 def test_a_difference_within_its_error_is_none():
