@@ -47,6 +47,7 @@ Source-free domain adaptation of semantic segmentation.
                                        label maps, overlays and confidence of images and videos of your own
   sfda export --run DIR --format onnx  one file that predicts without sfda, preprocessing included; or --format pt2
   sfda data check --config FILE        open every file of a data config and list all faults
+  sfda data cache --config FILE        keep decoded copies of images and labels, from which crops are read faster
   sfda data streets --out DIR          write the embedded town `streets` to disk
 
   sfda fit --help                      every option of fit and validate (they are LightningCLI's:
@@ -285,6 +286,10 @@ def _data(arguments: list[str]) -> int:
         from sfda.cli.data_check import check as check_data
 
         return check_data(options.config)
+    if options.command == "cache":
+        from sfda.cli.data_cache import cache
+
+        return cache(options.config)
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
     from rich.console import Console
