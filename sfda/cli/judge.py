@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sfda.cli.judge_models import Judged, judge_of, num_classes_of, source_of, what_is_common
+from sfda.cli.judge_page import Album
 from sfda.data.errors import BadPair, UnreadableFile
 from sfda.data.images import read_image
 from sfda.data.layouts import domains_of
@@ -29,6 +30,7 @@ from sfda.methods.kinds.rebuild import load_fixed_method
 from sfda.methods.kinds.trained import TrainedMethod
 from sfda.metrics.functional import score_sums
 from sfda.progress import progress, status, table_console
+from sfda.report.page import write_page
 from sfda.runs.run import Run
 
 SOURCE = "source"
@@ -37,11 +39,16 @@ COUNT = 24
 
 
 class Findings(NamedTuple):
-    """What came out: a table of all models, what it is about, and a verdict per run."""
+    """What came out: a table of all models, what it is about, and a verdict per run.
+
+    `methods` and `evidence` are of all models, the latter without labels alone.
+    """
 
     table: Table
     caption: str
     verdicts: dict[str, Verdict]
+    methods: Mapping[str, Method]
+    evidence: Mapping[str, Evidence]
 
 
 def judge(said: argparse.Namespace) -> int:
@@ -52,6 +59,8 @@ def judge(said: argparse.Namespace) -> int:
     """
     if said.count < 2:
         raise UserError(f"--count {said.count}: at least 2 images, so that what differs is told from chance")
+    if said.out is not None and said.out.exists():
+        raise UserError(f"{said.out} exists already: move it away, or give another --out")
     runs = {_name(folder, said.runs): Run(folder) for folder in said.runs}
     console = table_console()
     photographs = look_over(said.images)
@@ -60,6 +69,10 @@ def judge(said: argparse.Namespace) -> int:
     images = photographs.images
     labels = labels_of(images, said.images, said.labels) if said.labels else {}
     source = Run(said.source) if said.source else None
+    album = None
+    if said.out is not None:
+        classes = what_is_common(list(runs.values()), said.classes).scored
+        album = Album([SOURCE, *runs], classes, with_labels=bool(labels))
     found = look(
         runs,
         images,
@@ -69,11 +82,17 @@ def judge(said: argparse.Namespace) -> int:
         classes=said.classes,
         label_values=said.label_values,
         count=said.count,
+        album=album,
     )
     console.print(found.table)
     console.print(Text(found.caption), soft_wrap=True)
     for name, verdict in found.verdicts.items():
         console.print(describe(name, verdict), soft_wrap=True)
+    if album is not None:
+        known = {SOURCE: source, **runs} if source is not None else runs
+        page = album.findings(known, found.methods, found.verdicts, found.evidence, said.images, said.command)
+        write_page(page, said.out, title=f"{', '.join(runs)} on {said.images.name}")
+        console.print(Text(f"{said.out}: open it in a browser"), soft_wrap=True)
     return 0
 
 
@@ -87,6 +106,7 @@ def look(
     classes: str | None = None,
     label_values: str | None = None,
     count: int = COUNT,
+    album: Album | None = None,
 ) -> Findings:
     """Compare runs with their source model on images, by the labels of those that have some.
 
@@ -99,6 +119,7 @@ def look(
         classes: Class set of the label maps; None: what the runs score.
         label_values: What label maps in Cityscapes classes hold; None: what the runs' data say.
         count: Images that are looked at at most.
+        album: Is given what every model predicts.
 
     Raises:
         UserError: the runs cannot be compared, or a file cannot be used.
@@ -109,13 +130,13 @@ def look(
     models = {name: judged.model(method.to(judged.device)) for name, method in methods.items()}
     if labels:
         chosen = {image: labels[image] for image in spread(list(labels), count)}
-        confusions = _confusions(models, judged, chosen, console)
+        confusions = _confusions(models, judged, chosen, console, album)
         intervals = {name: paired_interval(confusions[SOURCE], confusions[name]) for name in runs}
         found = len(confusions[SOURCE])
         verdicts = {name: judge_with_labels(interval, found) for name, interval in intervals.items()}
         caption = f"{found} labelled images; paired bootstrap over images: of other streets it says nothing"
-        return Findings(_labelled(confusions, intervals), caption, verdicts)
-    evidence = _gather(models, judged, methods[SOURCE], _readable(spread(images, count), console), console)
+        return Findings(_labelled(confusions, intervals), caption, verdicts, methods, {})
+    evidence = _gather(models, judged, methods[SOURCE], _readable(spread(images, count), console), console, album)
     source_evidence = evidence[SOURCE]
     verdicts = {
         name: judge_without_labels(
@@ -130,7 +151,7 @@ def look(
         f"without labels, {len(source_evidence.views)} images. The second judge is the source model with some of the "
         "images' statistics, or averaged views; drift: how far the classes' shares lie from its"
     )
-    return Findings(_unlabelled(evidence), caption, verdicts)
+    return Findings(_unlabelled(evidence), caption, verdicts, methods, evidence)
 
 
 def _name(folder: Path, folders: Sequence[Path]) -> str:
@@ -163,18 +184,31 @@ def _say_unreadable(fault: UserError, console: Console) -> None:
 
 
 def _gather(
-    models: Mapping[str, Model], judged: Judged, source: Method, images: Sequence[Path], console: Console
+    models: Mapping[str, Model],
+    judged: Judged,
+    source: Method,
+    images: Sequence[Path],
+    console: Console,
+    album: Album | None,
 ) -> dict[str, Evidence]:
     with status(console, "gathering statistics"):
         second = judge_of(source, judged, spread(images, GATHERED))
     rows: dict[str, list[Evidence]] = {name: [] for name in models}
     with progress(console, "judging", len(images)) as advance:
         for path in images:
-            image = judged.tensor(read_image(path))
+            pixels = read_image(path)
+            image = judged.tensor(pixels)
             for name, row in look_at(image, models[SOURCE], second, models).items():
                 rows[name].append(row)
+                if album is not None:
+                    album.add(name, path.name, pixels, _predicted(models[name], image), None)
             advance(1)
     return {name: together(each) for name, each in rows.items()}
+
+
+@torch.inference_mode()
+def _predicted(model: Model, image: torch.Tensor) -> torch.Tensor:
+    return model.predict(image, (image.shape[-2], image.shape[-1])).cpu()
 
 
 def _unlabelled(evidence: Mapping[str, Evidence]) -> Table:
@@ -200,8 +234,10 @@ def _confusions(
     judged: Judged,
     pairs: Mapping[Path, Path],
     console: Console,
+    album: Album | None,
 ) -> dict[str, Confusions]:
     found: dict[str, list[Any]] = {name: [] for name in models}
+    paths = list(pairs)
     with tempfile.TemporaryDirectory(prefix="sfda-judge-") as temporary:
         samples = _samples(pairs, Path(temporary), judged)
         refuse_train_ids(samples, "give --label-values train_ids")
@@ -216,8 +252,10 @@ def _confusions(
                 label = torch.from_numpy(sample.label)[None]
                 size = (label.shape[-2], label.shape[-1])
                 for name, model in models.items():
-                    probabilities = model.predict(judged.tensor(sample.image), size)
-                    found[name].append(score_sums(probabilities.cpu(), label)["confusion"].numpy())
+                    probabilities = model.predict(judged.tensor(sample.image), size).cpu()
+                    found[name].append(score_sums(probabilities, label)["confusion"].numpy())
+                    if album is not None:
+                        album.add(name, paths[int(sample.name)].name, sample.image, probabilities, label)
                 advance(1)
     if not found[SOURCE]:
         raise UserError("none of the labelled images can be read: see above")

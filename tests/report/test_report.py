@@ -4,6 +4,7 @@ import html.parser
 import io
 import json
 import re
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -138,6 +139,20 @@ def test_what_cannot_be_reported_is_said(runs, tmp_path, capsys):
     make_run(tmp_path, "other", 0.5, class_set="synthia16")
     with pytest.raises(UserError, match="score other classes"):
         gather([tmp_path])
+
+
+def test_progress_counts_every_run_and_every_experiment(runs):
+    shown = {}
+
+    @contextmanager
+    def show(title, total):
+        done = []
+        yield done.append
+        shown[title] = (total, sum(done))
+
+    found = len(list(runs.rglob("result.json")))
+    write_report([runs], runs / "again.html", title="", show_progress=show)
+    assert shown == {"reading runs": (found, found), "comparing with the source model": (found - 1, found - 1)}
 
 
 def test_the_command_writes_a_file_and_never_over_another(runs, capsys):
