@@ -4,11 +4,13 @@ import html
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from sfda.cli.judge import _name
 from tiny_runs import tiny_arguments
 
 pytestmark = pytest.mark.medium
@@ -100,6 +102,11 @@ def test_a_page_is_never_written_over_another(runs, town, sfda, tmp_path, capsys
     assert status == 2
     assert f"{page} exists already" in said
     assert page.read_text() == "mine"
+
+
+def test_runs_are_named_by_what_tells_them_apart():
+    given = [Path("a/tent/seed1"), Path("a/tent/seed2"), Path("a/mine"), Path("b/mine")]
+    assert [_name(folder, given) for folder in given] == ["tent/seed1", "tent/seed2", "a/mine", "b/mine"]
 
 
 def test_what_cannot_be_compared_is_refused(runs, town, sfda, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """``sfda judge``: is an adapted model better than its source? From unlabelled images, or from a few labelled ones."""
 
 import argparse
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,20 +9,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from sfda.cli.judge_models import Judged, judge_of, num_classes_of, source_of, what_is_common
 from sfda.cli.judge_page import Album
+from sfda.cli.judge_tables import describe, labelled_table, unlabelled_table
 from sfda.data.errors import BadPair, UnreadableFile
 from sfda.data.images import read_image
 from sfda.data.layouts import domains_of
 from sfda.data.photographs import labels_of, link_images, look_over, spread
 from sfda.data.readers import SegmentationSet, refuse_train_ids
 from sfda.errors import UserError
-from sfda.judging.bootstrap import Confusions, Interval, mean_iou, paired_interval
+from sfda.judging.bootstrap import Confusions, paired_interval
 from sfda.judging.evidence import Evidence, Model, look_at, together
 from sfda.judging.second_judge import GATHERED
 from sfda.judging.verdict import Verdict, judge_with_labels, judge_without_labels
@@ -135,7 +136,7 @@ def look(
         found = len(confusions[SOURCE])
         verdicts = {name: judge_with_labels(interval, found) for name, interval in intervals.items()}
         caption = f"{found} labelled images; paired bootstrap over images: of other streets it says nothing"
-        return Findings(_labelled(confusions, intervals), caption, verdicts, methods, {})
+        return Findings(labelled_table(confusions, intervals), caption, verdicts, methods, {})
     evidence = _gather(models, judged, methods[SOURCE], _readable(spread(images, count), console), console, album)
     source_evidence = evidence[SOURCE]
     verdicts = {
@@ -151,12 +152,14 @@ def look(
         f"without labels, {len(source_evidence.views)} images. The second judge is the source model with some of the "
         "images' statistics, or averaged views; drift: how far the classes' shares lie from its"
     )
-    return Findings(_unlabelled(evidence), caption, verdicts, methods, evidence)
+    return Findings(unlabelled_table(evidence), caption, verdicts, methods, evidence)
 
 
 def _name(folder: Path, folders: Sequence[Path]) -> str:
-    """The last part of a run's path, or all of it where two end alike."""
-    return folder.name if sum(other.name == folder.name for other in folders) == 1 else str(folder)
+    """The last part of a run's path, with that before a mere seed, or all of it where two end alike."""
+    names = ["/".join(each.parts[-2:]) if re.fullmatch(r"seed\d+", each.name) else each.name for each in folders]
+    name = names[folders.index(folder)]
+    return name if names.count(name) == 1 else str(folder)
 
 
 def _readable(images: Sequence[Path], console: Console) -> list[Path]:
@@ -211,20 +214,6 @@ def _predicted(model: Model, image: torch.Tensor) -> torch.Tensor:
     return model.predict(image, (image.shape[-2], image.shape[-1])).cpu()
 
 
-def _unlabelled(evidence: Mapping[str, Evidence]) -> Table:
-    headings = ("views\nagree %", "perturbed\nagree %", "judge\nagrees %", "InfoMax\nnats", "classes\nseen %")
-    table = _table(*headings, "drift\n%", "changed\n%")
-    for name, each in evidence.items():
-        shares = (each.views, each.perturbed, each.judged)
-        table.add_row(
-            name,
-            *(f"{100 * share.mean():.1f}" for share in shares),
-            f"{each.infomax:.3f}",
-            *(f"{100 * value:.0f}" for value in (each.coverage, each.drift, 1 - each.kept.mean())),
-        )
-    return table
-
-
 # ---------------------------------------------------------------- with labels
 
 
@@ -269,29 +258,3 @@ def _samples(pairs: Mapping[Path, Path], folder: Path, judged: Judged) -> Segmen
     target = {"layout": "folder", "root": str(folder), "val_images": "val", "val_labels": "labels"}
     options = {"target": {**target, "train_images": "val", **judged.label_options}}
     return SegmentationSet(domains_of(options)["target"], "val", True, judged.scored)
-
-
-def _labelled(confusions: Mapping[str, Confusions], intervals: Mapping[str, Interval]) -> Table:
-    table = _table("mIoU\n%", "to the\nsource", "95 %\ninterval")
-    for name, each in confusions.items():
-        row = [name, f"{100 * float(mean_iou(each.sum(0))):.1f}"]
-        if name in intervals:
-            difference, low, high = (f"{100 * value:+.1f}" for value in intervals[name])
-            row += [difference, f"{low} … {high}"]
-        table.add_row(*row)
-    return table
-
-
-def _table(*headings: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("model", overflow="fold", min_width=12, vertical="bottom")
-    for heading in headings:
-        table.add_column(heading, justify="right", vertical="bottom")
-    return table
-
-
-def describe(name: str, verdict: Verdict) -> Text:
-    """The verdict on a run, in one line."""
-    colour = {"better": "green", "worse": "red"}.get(verdict.word, "yellow")
-    head, reasons = str(verdict).split(" (", 1)
-    return Text.assemble((f"{name}: {head}", colour), f" ({reasons}")

@@ -76,6 +76,8 @@ class Album:
         for model, rows in self._rows.items():
             facts = self._facts(model, methods[model], evidence.get(model))
             facts |= {"target": str(target), "seed": None}
+            if not self.with_labels and model in verdicts:
+                facts["verdict"] = verdicts[model].word
             run = (runs[model],) if model in runs else ()
             metrics = self._metrics[model]
             bins = metrics.confidence_bins() if self.with_labels else None

@@ -77,6 +77,7 @@ def render(findings: Findings, title: str, show_progress: ShowProgress = no_prog
         about=_about(findings),
         verdicts=_verdicts(findings, intervals),
         headings=_headings(findings),
+        is_labelled=_is_labelled(findings),
         rows=[_row(entry, findings, intervals.get(entry.name)) for entry in findings.entries],
         classes=_classes(findings),
         images=_images(findings, chosen),
@@ -139,7 +140,13 @@ def _headings(findings: Findings) -> list[tuple[str, str]]:
     """Heading of each column that any entry has, and which of its values are good."""
     scores = [(heading, good) for column, heading, _, _, good in COLUMNS if _is_known(findings, column)]
     words = [("verdict without labels", ""), ("source-free", ""), ("labels read", ""), ("selected by", "")]
+    if not _is_labelled(findings):
+        return [("experiment", ""), *scores, *words]
     return [("experiment", ""), ("mIoU over the source", "higher"), *scores, ("boundary IoU %", "higher"), *words]
+
+
+def _is_labelled(findings: Findings) -> bool:
+    return any(entry.confusion for entry in findings.entries)
 
 
 def _is_known(findings: Findings, column: str) -> bool:
@@ -161,11 +168,12 @@ def _row(entry: Entry, findings: Findings, interval: Interval | None) -> list[tu
         str(first["labels_read"] or "none"),
         entry.word("selected_by") or "–",
     ]
+    of_labels = _is_labelled(findings)
     return [
         (entry.name, None),
-        gain,
+        *([gain] if of_labels else []),
         *scores,
-        _number(boundary_iou(entry), None, PER_CENT, 1),
+        *([_number(boundary_iou(entry), None, PER_CENT, 1)] if of_labels else []),
         *((word, None) for word in words),
     ]
 

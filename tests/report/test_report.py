@@ -89,6 +89,7 @@ def test_without_labels_the_page_has_the_verdicts_of_the_fits_and_what_changed(t
     assert "most changed" in text
     assert "worst: mIoU" not in text
     assert "IoU per class" not in text
+    assert "IoU" not in re.sub(r"<(style|script).*?</\1>", "", text, flags=re.DOTALL)
 
 
 def test_images_are_the_worst_and_the_most_changed(runs):
