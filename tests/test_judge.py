@@ -1,13 +1,16 @@
 """``sfda judge`` as somebody with finished runs uses it."""
 
+import html
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from sfda.cli.judge import _name
 from tiny_runs import tiny_arguments
 
 pytestmark = pytest.mark.medium
@@ -66,6 +69,44 @@ def test_labels_in_train_ids_are_known_by_their_looks_and_score_alike(runs, town
     known = judged(sfda, capsys, *words, folder, "--label-values", "train_ids")
     assert known == judged(sfda, capsys, *words, labels)
     assert "6 labelled images" in known[1]
+
+
+def test_the_page_has_the_verdicts_of_the_table_and_every_image_of_every_model(runs, town, sfda, tmp_path, capsys):
+    images, labels, page = town / "cityscapes/leftImg8bit/val", town / "cityscapes/gtFine/val", tmp_path / "page.html"
+    for words, scores in (([], ["InfoMax", "second judge agrees %"]), (["--labels", labels], ["mIoU %", "ECE %"])):
+        given = [*runs, "--images", images, "--out", page, *words]
+        status, said = judged(sfda, capsys, *given)
+        assert status == 0
+        assert f"{page}: open it in a browser" in said
+        text = html.unescape(page.read_text())
+        seen = " ".join(re.sub(r"<[^>]*>", " ", text).split())
+        for name in ("source_only", "tent"):
+            word, reasons = re.search(
+                rf"{name}: (better|worse|cannot tell)(?: than the source)? \((.*?)\) ?(?:tent|/)", said
+            ).groups()
+            assert f"{word} {name} : {reasons}" in seen
+        for score in scores:
+            assert score in seen
+        assert "sfda judge" in seen
+        views = json.loads(re.search(r'id="views">(.*?)</script>', text, re.DOTALL)[1])
+        assert len(views) == 6
+        assert all(view.keys() == {"source", "source_only", "tent"} for view in views)
+        assert ("ground truth" in text) == bool(words)
+        page.unlink()
+
+
+def test_a_page_is_never_written_over_another(runs, town, sfda, tmp_path, capsys):
+    page = tmp_path / "page.html"
+    page.write_text("mine")
+    status, said = judged(sfda, capsys, *runs, "--images", town / "cityscapes/leftImg8bit/val", "--out", page)
+    assert status == 2
+    assert f"{page} exists already" in said
+    assert page.read_text() == "mine"
+
+
+def test_runs_are_named_by_what_tells_them_apart():
+    given = [Path("a/tent/seed1"), Path("a/tent/seed2"), Path("a/mine"), Path("b/mine")]
+    assert [_name(folder, given) for folder in given] == ["tent/seed1", "tent/seed2", "a/mine", "b/mine"]
 
 
 def test_what_cannot_be_compared_is_refused(runs, town, sfda, tmp_path, capsys):

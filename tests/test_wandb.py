@@ -11,6 +11,7 @@ from jsonargparse import Namespace
 
 from sfda.callbacks.wandb_run import settle_wandb_loggers
 from sfda.judging.verdict import Verdict
+from sfda.runs.wandb_group import log_comparison
 from tiny_runs import tiny_arguments
 from wandb_files import content
 
@@ -114,6 +115,46 @@ def test_the_runs_of_a_comparison_are_a_group(tmp_path, monkeypatch):
             monkeypatch.setenv(name, value)
         run_sfda(Console(quiet=True), ["fit"], tmp_path / "log.txt", "t", group="demo")
     assert groups == ["demo", "mine"]
+
+
+def compared(folder: Path) -> tuple[list[dict], list[Path]]:
+    """Rows and files of a comparison."""
+    folder.mkdir()
+    rows = [{"experiment": "tent", "seed": seed, "target_miou": 0.3, "verdict": "better"} for seed in (1, 2)]
+    rows.append({"experiment": "source_only", "seed": 1, "target_miou": 0.2, "verdict": None, "target_nll": 1.5})
+    files = [folder / "report.html", folder / "results.json"]
+    files[0].write_text("<p>the page</p>")
+    files[1].write_text(json.dumps(rows))
+    return rows, files
+
+
+@pytest.mark.medium
+def test_the_page_and_the_table_of_a_comparison_are_artifacts_of_its_group(tmp_path, monkeypatch):
+    rows, files = compared(tmp_path / "my demo")
+    monkeypatch.delenv("WANDB_MODE")
+    for _ in range(2):
+        assert log_comparison("logger/wandb.yaml", tmp_path / "my demo", rows, files)
+    first, second = wandb_runs(tmp_path / "my demo")
+    assert first["run"].run_id == second["run"].run_id
+    assert (first["run"].run_group, first["run"].project) == ("my demo", "sfda")
+    assert first["exit"] == 0
+    kind, stored = first["artifacts"]["my-demo-comparison"]
+    assert kind == "comparison"
+    assert {name: path.read_text() for name, path in stored.items()} == {file.name: file.read_text() for file in files}
+    assert first["summary"]["tent/seed2/verdict"] == "better"
+    assert first["summary"]["source_only/seed1/target_miou"] == 0.2
+    assert "source_only/seed1/verdict" not in first["summary"]
+    table = next((tmp_path / "my demo").glob("wandb/offline-run-*/files/media/table/*.json"))
+    written = json.loads(table.read_text())
+    assert written["columns"] == ["experiment", "seed", "target_miou", "verdict", "target_nll"]
+    assert written["data"][2] == ["source_only", 1, 0.2, None, 1.5]
+
+
+def test_another_logger_of_a_comparison_is_given_nothing(tmp_path):
+    rows, files = compared(tmp_path / "demo")
+    (tmp_path / "csv.yaml").write_text("class_path: lightning.pytorch.loggers.CSVLogger\n")
+    assert not log_comparison(str(tmp_path / "csv.yaml"), tmp_path / "demo", rows, files)
+    assert not (tmp_path / "demo/wandb").exists()
 
 
 @pytest.mark.medium

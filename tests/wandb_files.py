@@ -46,7 +46,7 @@ def content(path: Path) -> dict[str, Any]:
 
 
 def _content(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = {"config": {}, "history": [], "summary": {}, "exit": None}
+    found: dict[str, Any] = {"config": {}, "history": [], "summary": {}, "artifacts": {}, "exit": None}
     for record in records(path):
         kind = record.WhichOneof("record_type")
         if kind == "run":
@@ -59,6 +59,9 @@ def _content(path: Path) -> dict[str, Any]:
             found["summary"] |= found["history"][-1]
         elif kind == "summary":
             found["summary"] |= _items(record.summary.update)
+        elif kind == "artifact":
+            files = {entry.path: Path(entry.local_path) for entry in record.artifact.manifest.contents}
+            found["artifacts"][record.artifact.name] = (record.artifact.type, files)
         elif kind == "exit":
             found["exit"] = record.exit.exit_code
     return found

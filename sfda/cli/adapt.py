@@ -12,7 +12,8 @@ from rich.text import Text
 
 from sfda.cli.adapt_picture import draw_before_after, draw_source
 from sfda.cli.adapt_report import finish, print_plan, print_table, say, warn_of_few_classes
-from sfda.cli.judge import describe, look
+from sfda.cli.judge import look
+from sfda.cli.judge_tables import describe
 from sfda.cli.preprocessing import warn_of_preprocessing
 from sfda.cli.source import Source, open_source
 from sfda.cli.weights import write_source

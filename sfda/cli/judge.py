@@ -1,6 +1,7 @@
 """``sfda judge``: is an adapted model better than its source? From unlabelled images, or from a few labelled ones."""
 
 import argparse
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,19 +9,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from sfda.cli.judge_models import Judged, judge_of, num_classes_of, source_of, what_is_common
+from sfda.cli.judge_page import Album
+from sfda.cli.judge_tables import describe, labelled_table, unlabelled_table
 from sfda.data.errors import BadPair, UnreadableFile
 from sfda.data.images import read_image
 from sfda.data.layouts import domains_of
 from sfda.data.photographs import labels_of, link_images, look_over, spread
 from sfda.data.readers import SegmentationSet, refuse_train_ids
 from sfda.errors import UserError
-from sfda.judging.bootstrap import Confusions, Interval, mean_iou, paired_interval
+from sfda.judging.bootstrap import Confusions, paired_interval
 from sfda.judging.evidence import JUDGE, Evidence, Model, look_at, together
 from sfda.judging.second_judge import GATHERED
 from sfda.judging.verdict import Verdict, judge_with_labels, judge_without_labels
@@ -28,6 +30,7 @@ from sfda.methods import Method
 from sfda.methods.kinds.rebuild import load_fixed_method
 from sfda.metrics.functional import score_sums
 from sfda.progress import progress, status, table_console
+from sfda.report.page import write_page
 from sfda.runs.run import Run
 
 SOURCE = "source"
@@ -36,11 +39,16 @@ COUNT = 24
 
 
 class Findings(NamedTuple):
-    """What came out: a table of all models, what it is about, and a verdict per run."""
+    """What came out: a table of all models, what it is about, and a verdict per run.
+
+    `methods` and `evidence` are of all models, the latter without labels alone.
+    """
 
     table: Table
     caption: str
     verdicts: dict[str, Verdict]
+    methods: Mapping[str, Method]
+    evidence: Mapping[str, Evidence]
 
 
 def judge(said: argparse.Namespace) -> int:
@@ -51,6 +59,8 @@ def judge(said: argparse.Namespace) -> int:
     """
     if said.count < 2:
         raise UserError(f"--count {said.count}: at least 2 images, so that what differs is told from chance")
+    if said.out is not None and said.out.exists():
+        raise UserError(f"{said.out} exists already: move it away, or give another --out")
     runs = {_name(folder, said.runs): Run(folder) for folder in said.runs}
     console = table_console()
     photographs = look_over(said.images)
@@ -59,6 +69,10 @@ def judge(said: argparse.Namespace) -> int:
     images = photographs.images
     labels = labels_of(images, said.images, said.labels) if said.labels else {}
     source = Run(said.source) if said.source else None
+    album = None
+    if said.out is not None:
+        classes = what_is_common(list(runs.values()), said.classes).scored
+        album = Album([SOURCE, *runs], classes, with_labels=bool(labels))
     found = look(
         runs,
         images,
@@ -68,11 +82,17 @@ def judge(said: argparse.Namespace) -> int:
         classes=said.classes,
         label_values=said.label_values,
         count=said.count,
+        album=album,
     )
     console.print(found.table)
     console.print(Text(found.caption), soft_wrap=True)
     for name, verdict in found.verdicts.items():
         console.print(describe(name, verdict), soft_wrap=True)
+    if album is not None:
+        known = {SOURCE: source, **runs} if source is not None else runs
+        page = album.findings(known, found.methods, found.verdicts, found.evidence, said.images, said.command)
+        write_page(page, said.out, title=f"{', '.join(runs)} on {said.images.name}")
+        console.print(Text(f"{said.out}: open it in a browser"), soft_wrap=True)
     return 0
 
 
@@ -86,6 +106,7 @@ def look(
     classes: str | None = None,
     label_values: str | None = None,
     count: int = COUNT,
+    album: Album | None = None,
 ) -> Findings:
     """Compare runs with their source model on images, by the labels of those that have some.
 
@@ -98,6 +119,7 @@ def look(
         classes: Class set of the label maps; None: what the runs score.
         label_values: What label maps in Cityscapes classes hold; None: what the runs' data say.
         count: Images that are looked at at most.
+        album: Is given what every model predicts.
 
     Raises:
         UserError: the runs cannot be compared, or a file cannot be used.
@@ -108,13 +130,13 @@ def look(
     models = {name: judged.model(method.to(judged.device)) for name, method in methods.items()}
     if labels:
         chosen = {image: labels[image] for image in spread(list(labels), count)}
-        confusions = _confusions(models, judged, chosen, console)
+        confusions = _confusions(models, judged, chosen, console, album)
         intervals = {name: paired_interval(confusions[SOURCE], confusions[name]) for name in runs}
         found = len(confusions[SOURCE])
         verdicts = {name: judge_with_labels(interval, found) for name, interval in intervals.items()}
         caption = f"{found} labelled images; paired bootstrap over images: of other streets it says nothing"
-        return Findings(_labelled(confusions, intervals), caption, verdicts)
-    evidence = _gather(models, judged, methods[SOURCE], _readable(spread(images, count), console), console)
+        return Findings(labelled_table(confusions, intervals), caption, verdicts, methods, {})
+    evidence = _gather(models, judged, methods[SOURCE], _readable(spread(images, count), console), console, album)
     source_evidence = evidence[SOURCE]
     verdicts = {
         name: judge_without_labels(source_evidence, evidence[name], evidence[JUDGE], trains_on=methods[name].optimises)
@@ -124,12 +146,14 @@ def look(
         f"without labels, {len(source_evidence.kept)} images. The second judge is the source model at the size and "
         "with the statistics of most InfoMax; drift: how far the classes' shares lie from its"
     )
-    return Findings(_unlabelled(evidence), caption, verdicts)
+    return Findings(unlabelled_table(evidence), caption, verdicts, methods, evidence)
 
 
 def _name(folder: Path, folders: Sequence[Path]) -> str:
-    """The last part of a run's path, or all of it where two end alike."""
-    return folder.name if sum(other.name == folder.name for other in folders) == 1 else str(folder)
+    """The last part of a run's path, with that before a mere seed, or all of it where two end alike."""
+    names = ["/".join(each.parts[-2:]) if re.fullmatch(r"seed\d+", each.name) else each.name for each in folders]
+    name = names[folders.index(folder)]
+    return name if names.count(name) == 1 else str(folder)
 
 
 def _readable(images: Sequence[Path], console: Console) -> list[Path]:
@@ -157,28 +181,31 @@ def _say_unreadable(fault: UserError, console: Console) -> None:
 
 
 def _gather(
-    models: Mapping[str, Model], judged: Judged, source: Method, images: Sequence[Path], console: Console
+    models: Mapping[str, Model],
+    judged: Judged,
+    source: Method,
+    images: Sequence[Path],
+    console: Console,
+    album: Album | None,
 ) -> dict[str, Evidence]:
     with status(console, "choosing the second judge"):
         second = judge_of(source, judged, spread(images, GATHERED))
     rows: dict[str, list[Evidence]] = {name: [] for name in (*models, JUDGE)}
     with progress(console, "judging", len(images)) as advance:
         for path in images:
-            image = judged.tensor(read_image(path))
+            pixels = read_image(path)
+            image = judged.tensor(pixels)
             for name, row in look_at(image, models[SOURCE], second, models).items():
                 rows[name].append(row)
+                if album is not None and name in models:
+                    album.add(name, path.name, pixels, _predicted(models[name], image), None)
             advance(1)
     return {name: together(each) for name, each in rows.items()}
 
 
-def _unlabelled(evidence: Mapping[str, Evidence]) -> Table:
-    against = "mIoU against\nthe judge %"
-    table = _table("InfoMax\nnats", against, "agrees\n%", "classes\nseen %", "drift\n%", "changed\n%")
-    for name, each in evidence.items():
-        shares = (each.judged, each.coverage, each.drift, 1 - each.kept.mean())
-        against = f"{100 * float(mean_iou(each.against.sum(0))):.1f}"
-        table.add_row(name, f"{each.infomax:.3f}", against, *(f"{100 * value:.0f}" for value in shares))
-    return table
+@torch.inference_mode()
+def _predicted(model: Model, image: torch.Tensor) -> torch.Tensor:
+    return model.predict(image, (image.shape[-2], image.shape[-1])).cpu()
 
 
 # ---------------------------------------------------------------- with labels
@@ -190,8 +217,10 @@ def _confusions(
     judged: Judged,
     pairs: Mapping[Path, Path],
     console: Console,
+    album: Album | None,
 ) -> dict[str, Confusions]:
     found: dict[str, list[Any]] = {name: [] for name in models}
+    paths = list(pairs)
     with tempfile.TemporaryDirectory(prefix="sfda-judge-") as temporary:
         samples = _samples(pairs, Path(temporary), judged)
         refuse_train_ids(samples, "give --label-values train_ids")
@@ -206,8 +235,10 @@ def _confusions(
                 label = torch.from_numpy(sample.label)[None]
                 size = (label.shape[-2], label.shape[-1])
                 for name, model in models.items():
-                    probabilities = model.predict(judged.tensor(sample.image), size)
-                    found[name].append(score_sums(probabilities.cpu(), label)["confusion"].numpy())
+                    probabilities = model.predict(judged.tensor(sample.image), size).cpu()
+                    found[name].append(score_sums(probabilities, label)["confusion"].numpy())
+                    if album is not None:
+                        album.add(name, paths[int(sample.name)].name, sample.image, probabilities, label)
                 advance(1)
     if not found[SOURCE]:
         raise UserError("none of the labelled images can be read: see above")
@@ -221,29 +252,3 @@ def _samples(pairs: Mapping[Path, Path], folder: Path, judged: Judged) -> Segmen
     target = {"layout": "folder", "root": str(folder), "val_images": "val", "val_labels": "labels"}
     options = {"target": {**target, "train_images": "val", **judged.label_options}}
     return SegmentationSet(domains_of(options)["target"], "val", True, judged.scored)
-
-
-def _labelled(confusions: Mapping[str, Confusions], intervals: Mapping[str, Interval]) -> Table:
-    table = _table("mIoU\n%", "to the\nsource", "95 %\ninterval")
-    for name, each in confusions.items():
-        row = [name, f"{100 * float(mean_iou(each.sum(0))):.1f}"]
-        if name in intervals:
-            difference, low, high = (f"{100 * value:+.1f}" for value in intervals[name])
-            row += [difference, f"{low} … {high}"]
-        table.add_row(*row)
-    return table
-
-
-def _table(*headings: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("model", overflow="fold", min_width=12, vertical="bottom")
-    for heading in headings:
-        table.add_column(heading, justify="right", vertical="bottom")
-    return table
-
-
-def describe(name: str, verdict: Verdict) -> Text:
-    """The verdict on a run, in one line."""
-    colour = {"better": "green", "worse": "red"}.get(verdict.word, "yellow")
-    head, reasons = str(verdict).split(" (", 1)
-    return Text.assemble((f"{name}: {head}", colour), f" ({reasons}")

@@ -21,4 +21,7 @@ def parser() -> argparse.ArgumentParser:
     values = "what label maps in Cityscapes classes hold (default: what the runs read, or label_ids)"
     found.add_argument("--label-values", choices=("label_ids", "train_ids"), help=values)
     found.add_argument("--count", type=int, default=24, metavar="N", help="images that are looked at (default: 24)")
+    found.add_argument(
+        "--out", type=Path, metavar="FILE", help="write one HTML file: verdicts, and the same images for all models"
+    )
     return found

@@ -4,6 +4,7 @@ Nothing heavy is imported before it is known what is asked for: `sfda --help` an
 """
 
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -42,11 +43,12 @@ Source-free domain adaptation of semantic segmentation.
   sfda sweep FILE --trials N           try hyper-parameters, as a W&B sweep file says, and rank them
   sfda report RUN ... --out FILE       one HTML file about finished runs: tables, intervals, the same images for all
   sfda judge RUN ... --images FOLDER   whether finished runs are better than their source model, without labels or,
-                                       with --labels FOLDER, by a few labelled images
+                                       with --labels FOLDER, by a few labelled images; --out FILE: one HTML file
   sfda predict --run DIR --images PATH --out DIR
                                        label maps, overlays and confidence of images and videos of your own
   sfda export --run DIR --format onnx  one file that predicts without sfda, preprocessing included; or --format pt2
   sfda data check --config FILE        open every file of a data config and list all faults
+  sfda data cache --config FILE        keep decoded copies of images and labels, from which crops are read faster
   sfda data streets --out DIR          write the embedded town `streets` to disk
 
   sfda fit --help                      every option of fit and validate (they are LightningCLI's:
@@ -171,6 +173,7 @@ def _judge(arguments: list[str]) -> int:
     from sfda.cli.judge_options import parser
 
     said = parser().parse_args(arguments)
+    said.command = shlex.join(["sfda", "judge", *arguments])
     with _loading():
         from sfda.cli.judge import judge
 
@@ -184,9 +187,13 @@ def _report(arguments: list[str]) -> int:
     if options.out.exists():
         raise UserError(f"{options.out} exists already: move it away, or give another --out")
 
+    from rich.console import Console
+
+    from sfda.progress import progress
     from sfda.report.page import default_title, write_report
 
-    write_report(options.runs, options.out, title=options.title or default_title(options.runs))
+    title = options.title or default_title(options.runs)
+    write_report(options.runs, options.out, title=title, show_progress=partial(progress, Console()))
     sys.stdout.write(f"{options.out}: open it in a browser\n")
     return 0
 
@@ -285,6 +292,10 @@ def _data(arguments: list[str]) -> int:
         from sfda.cli.data_check import check as check_data
 
         return check_data(options.config)
+    if options.command == "cache":
+        from sfda.cli.data_cache import cache
+
+        return cache(options.config)
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
     from rich.console import Console

@@ -6,11 +6,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
+from sfda.data.cache import copy_path
 from sfda.data.layouts import Domain, layout_of
 from sfda.data.needs import DOMAINS, DomainName, Needs
 from sfda.data.pairs import read_pairs
 from sfda.data.paths import expand_path
 from sfda.data.places import places
+from sfda.data.readers import label_kind
 from sfda.data.splits import Split
 from sfda.errors import UserError
 
@@ -81,8 +83,12 @@ class DataFiles:
             for path in _names(expand_path(given) if given else domain.folder / f"{split}.txt"):
                 self._files.setdefault(path, names)
         for pair in read_pairs(domain, split, with_labels=True, report=lambda fault: None):
-            for file, kind in ((pair.image, images), (pair.label, labels)):
-                for path in _names(file) if file is not None else ():
+            for file, kind, what in ((pair.image, images, "image"), (pair.label, labels, label_kind(domain))):
+                if file is None:
+                    continue
+                with suppress(OSError):  # without the file there is no copy
+                    self._files.setdefault(str(copy_path(file, what).resolve()), kind)
+                for path in _names(file):
                     self._files.setdefault(path, kind)
 
     def kind(self, path: str, *, is_folder: bool = False) -> Kind | None:

@@ -4,9 +4,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
+from sfda.data.cache import What, read_copy
 from sfda.data.errors import BadPair, UnreadableFile
 from sfda.data.formats import ORIENTATIONS
 from sfda.data.images import LabelValues, Picture, read_image, read_label_values, read_orientation
@@ -80,7 +82,7 @@ def _has_cityscapes_ids(domain: Domain) -> bool:
 
 
 class SegmentationSet:
-    """One split of a data set, read pair by pair; nothing is written beside the files.
+    """One split of a data set, read pair by pair, from the copies of `sfda data cache` where there are any.
 
     Labels come in `class_set`; without them (`with_labels`), nothing under the label folder is touched.
 
@@ -105,7 +107,9 @@ class SegmentationSet:
         """
         pair = self.pairs[index]
         try:
-            image = read_image(pair.image, self.domain.max_pixels)
+            image = read_copy(pair.image, "image", self.domain.max_pixels)
+            if image is None:
+                image = read_image(pair.image, self.domain.max_pixels)
             label = None
             if pair.label is not None:
                 assert self._table is not None
@@ -159,13 +163,20 @@ def train_ids_suspected(domain: Domain, pixels: npt.NDArray[np.int64]) -> str | 
     )
 
 
+def label_kind(domain: Domain) -> What:
+    """How the label files of a domain are decoded."""
+    return "label in red" if layout_of(domain).red_channel else "label"
+
+
 def read_values(path: Path, domain: Domain, image: Path, image_size: tuple[int, ...] | None) -> LabelValues:
     """The values of the label map of `image` as they stand in the file `path`: (H, W) uint8 or uint16.
 
     Raises:
         UnreadableFile: it cannot be decoded, or has another size than its image.
     """
-    values = read_label_values(path, red_channel=layout_of(domain).red_channel, max_pixels=domain.max_pixels)
+    values = read_copy(path, label_kind(domain), domain.max_pixels)
+    if values is None:
+        values = read_label_values(path, red_channel=layout_of(domain).red_channel, max_pixels=domain.max_pixels)
     if image_size is not None and values.shape != image_size:
         raise UnreadableFile(path, _size_fault(image, image_size, values.shape))
     return values
@@ -177,7 +188,7 @@ def look_up(values: LabelValues, table: Lookup, path: Path, domain: Domain) -> n
     Raises:
         UnreadableFile: the file at `path` has values without a meaning in `domain`.
     """
-    label = table[values]
+    label = cv2.LUT(values, table[:256]) if values.dtype == np.uint8 else table[values]  # the same, twice as fast
     if (label == FAULT).any():
         raise UnreadableFile(path, _value_fault(domain, np.unique(values[label == FAULT])))
     return label

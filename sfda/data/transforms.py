@@ -66,10 +66,11 @@ class RandomViews:
         if crop is not None:
             steps += [
                 A.RandomScale((scale[0] - 1, scale[1] - 1), p=1.0),
-                A.PadIfNeeded(*crop, border_mode=cv2.BORDER_CONSTANT, fill=0, fill_mask=IGNORE),
-                A.RandomCrop(*crop),
+                A.RandomCrop(
+                    *crop, pad_if_needed=True, border_mode=cv2.BORDER_CONSTANT, fill=0, fill_mask=IGNORE
+                ),  # `PadIfNeeded` copies the whole image where nothing is needed
             ]
-        self.geometry = A.Compose([*steps, A.HorizontalFlip(p=0.5)])
+        self.geometry = A.Compose([*steps, A.HorizontalFlip(p=0.5)], additional_targets={"padding": "mask"})
         jitter = A.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, p=0.8)
         photometry = A.Compose([jitter, A.ToGray(p=0.1), A.GaussianBlur(blur_limit=(3, 7), p=0.5)])
         self.photometry = photometry if strong else None
@@ -78,24 +79,24 @@ class RandomViews:
         """The view of an image (H, W, 3) and its label (H, W) that belongs to `seed`."""
         self.geometry.set_random_seed(seed)
         padding = np.zeros(image.shape[:2], dtype=np.uint8)
-        drawn = self._draw(image, [padding] if label is None else [padding, label])
+        maps = {"image": image, "padding": padding}
+        drawn = self._draw(maps if label is None else {**maps, "mask": label})
         strong = None
         if self.photometry is not None:
             self.photometry.set_random_seed(seed)
             strong = self.photometry(image=drawn["image"])["image"]
-        padding, *labels = drawn["masks"]
-        return View(drawn["image"], labels[0] if labels else None, padding == 0, strong)
+        return View(drawn["image"], drawn.get("mask"), drawn["padding"] == 0, strong)
 
-    def _draw(self, image: Array, masks: list[Array]) -> dict[str, Any]:
+    def _draw(self, maps: dict[str, Array]) -> dict[str, Any]:
         """One geometry of image, padding and, where there is one, label."""
-        drawn: dict[str, Any] = self.geometry(image=image, masks=masks)
+        drawn: dict[str, Any] = self.geometry(**maps)
         wanted = self.wanted_classes
-        if wanted is None or len(masks) == 1 or _number_of_classes(masks[1]) <= wanted:
+        if wanted is None or "mask" not in maps or _number_of_classes(maps["mask"]) <= wanted:
             return drawn
         for _ in range(TRIES - 1):
-            if _number_of_classes(drawn["masks"][1]) > wanted:
+            if _number_of_classes(drawn["mask"]) > wanted:
                 break
-            drawn = self.geometry(image=image, masks=masks)  # goes on with the same seed
+            drawn = self.geometry(**maps)  # goes on with the same seed
         return drawn
 
 

@@ -74,6 +74,8 @@ class LabelCalibration(OnlineMethod, GatheredMethod):
         self.online = online
         self.forgetting = forgetting
         self.head = LabelCalibrationHead(base["num_classes"])
+        self._follows_stream = False
+        self._predicted: tuple[Tensor, dict[str, float]] | None = None
         self._start_again()
 
     def _start_again(self, processes: int = 1, rank: int = 0) -> None:
@@ -90,12 +92,24 @@ class LabelCalibration(OnlineMethod, GatheredMethod):
 
     def predict_probabilities(self, images: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Calibrated probabilities; see `Method.predict_probabilities`."""
-        calibrated: Tensor = self.head(super().predict_probabilities(images, size))
+        if not self._follows_stream:
+            calibrated: Tensor = self.head(super().predict_probabilities(images, size))
+            return calibrated
+        self._predicted = None  # source images are scored too, and nothing is learnt from them
+        seconds: dict[str, float] = {}
+        with self._timed("forward", seconds):
+            probabilities = super().predict_probabilities(images, size)
+        with self._timed("prediction", seconds):
+            calibrated = self.head(probabilities)
+        self._predicted = probabilities, seconds
         return calibrated
 
     def gather(self, batch: Batch) -> None:
         """Add a batch to the sums and to the sample."""
-        self._add(batch["target"]["image"])
+        probabilities = self._probabilities(batch["target"]["image"])
+        self._add(probabilities)
+        with self._timed("prediction"):  # for the report alone; its time does not depend on the prototypes
+            self.head(probabilities)
 
     def finish(self) -> None:
         """Prototypes and temperature from all processes' sums, and the report."""
@@ -108,14 +122,14 @@ class LabelCalibration(OnlineMethod, GatheredMethod):
             self._fit_head()
         self._report()
 
-    def _add(self, images: Tensor) -> None:
+    def _probabilities(self, images: Tensor) -> Tensor:
         with self._timed("forward"):
-            probabilities = self.view_probabilities(images, (images.shape[-2], images.shape[-1]))
+            return self.view_probabilities(images, (images.shape[-2], images.shape[-1]))
+
+    def _add(self, probabilities: Tensor) -> None:
         with self._timed("prototypes"):
             self._sums = (1 - self.forgetting) * self._sums.to(self.device) + prototype_sums(probabilities, self.gamma)
             self._sample.add(probabilities)
-        with self._timed("prediction"):  # for the report alone; its time does not depend on the prototypes
-            self.head(probabilities)
 
     def _fit_head(self) -> None:
         prototypes = prototypes_from_sums(self._sums)
@@ -128,26 +142,35 @@ class LabelCalibration(OnlineMethod, GatheredMethod):
         if self.online:
             self._start_again()
             self.head.reset()
+            self._follows_stream = True
 
     def adapt_online(self, images: Tensor) -> None:
-        """Add a batch that has been predicted."""
+        """Add a batch that has been predicted, with the probabilities that the network gave it then."""
         if not self.online:
             return
+        if self._predicted is None:
+            probabilities = self._probabilities(images)
+        else:
+            probabilities, seconds = self._predicted
+            self._predicted = None
+            self._seconds = {part: spent + seconds.get(part, 0) for part, spent in self._seconds.items()}
         self._sample.clear()
-        self._add(images)
+        self._add(probabilities)
         with self._timed("prototypes"):
             self._fit_head()
 
     def on_validation_end(self) -> None:
         """Online, the report of where the stream has led."""
         if self.online:
+            self._follows_stream, self._predicted = False, None
             self._report()
 
     @contextmanager
-    def _timed(self, part: str) -> Iterator[None]:
+    def _timed(self, part: str, seconds: dict[str, float] | None = None) -> Iterator[None]:
         start = self._now()
         yield
-        self._seconds[part] += self._now() - start
+        spent = self._seconds if seconds is None else seconds
+        spent[part] = spent.get(part, 0) + self._now() - start
 
     def _now(self) -> float:
         if self.device.type == "cuda":

@@ -23,7 +23,8 @@ def refuse_nan(predictions: Tensor, names: Sequence[str], advice: str) -> None:
     Raises:
         UserError: a prediction is NaN or infinite; the images are named.
     """
-    finite = predictions.amax(dim=1).isfinite().flatten(1).all(dim=1).tolist()
+    smallest, largest = predictions.amax(dim=1).flatten(1).aminmax(dim=1)  # NaN where any is
+    finite = (smallest.isfinite() & largest.isfinite()).tolist()
     if all(finite):
         return
     if len(finite) == len(names):

@@ -180,8 +180,10 @@ def _keep_confidences(
 def _predict_confidences(predict: PredictScaled, batch: DomainBatch, num_classes: int) -> Iterator[ImageConfidence]:
     probabilities, scale = predict(batch["image"])
     confidence, predicted = _top_label(probabilities, batch["name"])
-    scaled = confidence if scale is None else confidence * scale.view(-1, 1, 1)
-    refuse_nan(scaled.unsqueeze(1), batch["name"], ADVICE)
+    scaled = confidence
+    if scale is not None:
+        scaled = confidence * scale.view(-1, 1, 1)
+        refuse_nan(scaled.unsqueeze(1), batch["name"], ADVICE)
     for maps in zip(predicted, scaled, confidence, strict=True):
         yield ImageConfidence.of(*maps, num_classes)
 

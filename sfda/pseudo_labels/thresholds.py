@@ -65,6 +65,8 @@ def class_thresholds(histogram: Tensor, fraction: float) -> Tensor:
 
 def image_thresholds(bins: Tensor, fraction: float) -> Tensor:
     """The same rule for all pixels of each image together: (B, H, W) bins → (B,) int64 bins."""
+    if fraction == 0:
+        return torch.full((len(bins),), BINS, device=bins.device)
     images = torch.arange(len(bins), device=bins.device).view(-1, 1, 1).expand_as(bins)
     return class_thresholds(bin_histogram(images, bins, len(bins)), fraction)
 

@@ -1,5 +1,7 @@
 """What a report knows of its runs: one entry per experiment, with all its seeds. Needs no torch."""
 
+from __future__ import annotations
+
 import json
 import math
 import statistics
@@ -7,13 +9,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sfda.errors import UserError
 from sfda.judging.bootstrap import Interval, mean_iou, paired_interval
+from sfda.progress import Advance, ShowProgress, no_progress
 from sfda.runs.image_records import Records, Values, read_records
 from sfda.runs.run import Row, Run
+
+if TYPE_CHECKING:
+    from sfda.judging.verdict import Verdict
 
 
 @dataclass(frozen=True)
@@ -25,12 +32,19 @@ class Entry:
         runs: Its runs, one per seed.
         rows: Their rows, in the same order.
         records: What they kept of their images, where they did.
+        verdict: What `sfda judge` thinks of it, on the images of this report.
     """
 
     name: str
     runs: tuple[Run, ...]
     rows: tuple[Row, ...]
     records: tuple[Records, ...]
+    verdict: Verdict | None = None
+
+    @property
+    def selection(self) -> dict[str, Any]:
+        """``selection.json`` of its first run; empty where there is none."""
+        return self.runs[0].selection() if self.runs else {}
 
     def mean(self, column: str) -> float | None:
         """Mean of a number over the seeds; None where no run has it."""
@@ -86,7 +100,7 @@ class Entry:
         total = np.sum([records.mass.sum(0) for records in self.records], axis=0)
         return np.asarray(total / total.sum(), dtype=np.float64)
 
-    def interval(self, source: "Entry") -> Interval | None:
+    def interval(self, source: Entry) -> Interval | None:
         """How much higher its mIoU is than the source model's, over the images that both have."""
         names = [name for name in source.confusion if name in self.confusion]
         if self is source or len(names) < 2:
@@ -107,15 +121,21 @@ class Findings:
         entries: In the order in which they were given.
         source: The source model as it is, or None.
         classes: Names and colours of the scored classes; empty where no run kept records.
+        command: What made all of them at once, where one command did.
     """
 
     entries: tuple[Entry, ...]
     source: Entry | None
     classes: dict[str, tuple[int, int, int]]
+    command: str = ""
 
 
-def gather(folders: Iterable[Path]) -> Findings:
+def gather(folders: Iterable[Path], show_progress: ShowProgress = no_progress) -> Findings:
     """Read run folders, or folders that hold some at any depth.
+
+    Args:
+        folders: The folders.
+        show_progress: Shows how far the reading is.
 
     Raises:
         UserError: there is no scored run, or the runs score other classes.
@@ -129,7 +149,8 @@ def gather(folders: Iterable[Path]) -> Findings:
     by_name: dict[str, list[Run]] = {}
     for run in runs:
         by_name.setdefault(str(run.row()["experiment"]), []).append(run)
-    entries = tuple(_entry(name, group) for name, group in by_name.items())
+    with show_progress("reading runs", len(runs)) as advance:
+        entries = tuple(_entry(name, group, advance) for name, group in by_name.items())
     classes = next((entry.records[0].classes for entry in entries if entry.records), {})
     return Findings(entries, _source(entries), classes)
 
@@ -147,8 +168,11 @@ def _runs(folder: Path) -> list[Run]:
     return [run for run in map(Run, found) if run.is_scored]
 
 
-def _entry(name: str, runs: Sequence[Run]) -> Entry:
-    found = (read_records(run.folder) for run in runs)
+def _entry(name: str, runs: Sequence[Run], advance: Advance) -> Entry:
+    found = []
+    for run in runs:
+        found.append(read_records(run.folder))
+        advance(1)
     rows = tuple(run.row() for run in runs)
     return Entry(name, tuple(runs), rows, tuple(records for records in found if records is not None))
 

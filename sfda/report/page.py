@@ -1,7 +1,7 @@
 """``report.html``: one file with everything in it, which opens without a network."""
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from markupsafe import Markup
 from sfda import __version__
 from sfda.files import write_whole
 from sfda.judging.bootstrap import Interval
+from sfda.progress import Advance, ShowProgress, no_progress
 from sfda.report import figures
 from sfda.report.entries import Entry, Findings, gather
 from sfda.report.pictures import as_uri, boundary_iou, choose_images, pictures_of, views_of
@@ -25,6 +26,12 @@ COLUMNS = (
     ("target_brier", "Brier", PLAIN, 3, "lower"),
     ("target_entropy", "entropy", PLAIN, 3, ""),
     ("target_infomax", "InfoMax", PLAIN, 3, "higher"),
+    ("target_view_agreement", "views agree %", PER_CENT, 1, "higher"),
+    ("target_perturbed_agreement", "perturbed agree %", PER_CENT, 1, "higher"),
+    ("target_judge_miou", "mIoU against the second judge %", PER_CENT, 1, "higher"),
+    ("target_judge_agreement", "second judge agrees %", PER_CENT, 1, "higher"),
+    ("target_class_coverage", "classes seen %", PER_CENT, 0, "higher"),
+    ("target_class_drift", "class drift %", PER_CENT, 1, "lower"),
     ("source_miou", "source mIoU %", PER_CENT, 1, "higher"),
     ("adapt_seconds", "fit s", PLAIN, 0, "lower"),
     ("peak_memory_mb", "memory MB", PLAIN, 0, "lower"),
@@ -34,13 +41,14 @@ DRAWN_BY_METHODS = ("ada_bn_layers.png", "auto.png")
 """Pictures that methods leave in their run folders."""
 
 
-def write_report(folders: Iterable[Path], out: Path, *, title: str) -> Path:
+def write_report(folders: Iterable[Path], out: Path, *, title: str, show_progress: ShowProgress = no_progress) -> Path:
     """Write the report of all runs in folders.
 
     Args:
         folders: Run folders, or folders that hold some at any depth.
         out: The file.
         title: What stands on top.
+        show_progress: Shows how far it is, which takes minutes for hundreds of runs.
 
     Returns:
         The file.
@@ -48,27 +56,29 @@ def write_report(folders: Iterable[Path], out: Path, *, title: str) -> Path:
     Raises:
         UserError: there is no scored run, the runs score other classes, or a file cannot be read or written.
     """
-    findings = gather(folders)
-    write_whole(out, render(findings, title).encode())
+    return write_page(gather(folders, show_progress), out, title=title, show_progress=show_progress)
+
+
+def write_page(findings: Findings, out: Path, *, title: str, show_progress: ShowProgress = no_progress) -> Path:
+    """Write the report of what was gathered otherwise."""
+    write_whole(out, render(findings, title, show_progress).encode())
     return out
 
 
-def render(findings: Findings, title: str) -> str:
+def render(findings: Findings, title: str, show_progress: ShowProgress = no_progress) -> str:
     """The page."""
     environment = Environment(
         loader=PackageLoader("sfda.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    intervals = {
-        entry.name: interval
-        for entry in findings.entries
-        if findings.source is not None and (interval := entry.interval(findings.source)) is not None
-    }
+    with show_progress("comparing with the source model", len(findings.entries)) as advance:
+        intervals = dict(_intervals(findings, advance))
     chosen = choose_images(findings)
     return environment.get_template("template.html").render(
         title=title,
         about=_about(findings),
         verdicts=_verdicts(findings, intervals),
         headings=_headings(findings),
+        is_labelled=_is_labelled(findings),
         rows=[_row(entry, findings, intervals.get(entry.name)) for entry in findings.entries],
         classes=_classes(findings),
         images=_images(findings, chosen),
@@ -76,9 +86,17 @@ def render(findings: Findings, title: str) -> str:
         legend=[(name, "#{:02x}{:02x}{:02x}".format(*colour)) for name, colour in findings.classes.items()],
         figures=_figures(findings),
         left_by_methods=_left_by_methods(findings),
-        commands=[_commands(entry) for entry in findings.entries],
+        command=findings.command,
+        commands=[_commands(entry) for entry in findings.entries if entry.runs],
         version=__version__,
     )
+
+
+def _intervals(findings: Findings, advance: Advance) -> Iterator[tuple[str, Interval]]:
+    for entry in findings.entries:
+        if findings.source is not None and (interval := entry.interval(findings.source)) is not None:
+            yield entry.name, interval
+        advance(1)
 
 
 def _about(findings: Findings) -> str:
@@ -95,11 +113,13 @@ def _about(findings: Findings) -> str:
 
 def _verdicts(findings: Findings, intervals: dict[str, Interval]) -> list[tuple[str, str, str]]:
     """Name, verdict and why, of everything that is compared with the source model."""
-    found = []
+    found: list[tuple[str, str, str]] = []
     for entry in findings.entries:
         if entry is findings.source:
             continue
-        if (interval := intervals.get(entry.name)) is not None:
+        if entry.verdict is not None:
+            found.append((entry.name, entry.verdict.word, "; ".join(entry.verdict.reasons)))
+        elif (interval := intervals.get(entry.name)) is not None:
             word = "cannot tell" if interval.includes_zero else "better" if interval.low > 0 else "worse"
             found.append((entry.name, word, _in_words(interval)))
         elif verdict := entry.word("verdict"):
@@ -114,14 +134,20 @@ def _in_words(interval: Interval) -> str:
 
 
 def _reasons(entry: Entry) -> list[str]:
-    return list(entry.runs[0].selection().get("reasons", []))
+    return list(entry.selection.get("reasons", []))
 
 
 def _headings(findings: Findings) -> list[tuple[str, str]]:
     """Heading of each column that any entry has, and which of its values are good."""
     scores = [(heading, good) for column, heading, _, _, good in COLUMNS if _is_known(findings, column)]
     words = [("verdict without labels", ""), ("source-free", ""), ("labels read", ""), ("selected by", "")]
+    if not _is_labelled(findings):
+        return [("experiment", ""), *scores, *words]
     return [("experiment", ""), ("mIoU over the source", "higher"), *scores, ("boundary IoU %", "higher"), *words]
+
+
+def _is_labelled(findings: Findings) -> bool:
+    return any(entry.confusion for entry in findings.entries)
 
 
 def _is_known(findings: Findings, column: str) -> bool:
@@ -143,11 +169,12 @@ def _row(entry: Entry, findings: Findings, interval: Interval | None) -> list[tu
         str(first["labels_read"] or "none"),
         entry.word("selected_by") or "–",
     ]
+    of_labels = _is_labelled(findings)
     return [
         (entry.name, None),
-        gain,
+        *([gain] if of_labels else []),
         *scores,
-        _number(boundary_iou(entry), None, PER_CENT, 1),
+        *([_number(boundary_iou(entry), None, PER_CENT, 1)] if of_labels else []),
         *((word, None) for word in words),
     ]
 
@@ -208,7 +235,7 @@ def _figures(findings: Findings) -> list[tuple[str, Markup]]:
         *(
             (
                 f"Selectors of {entry.name}: circles are what each would keep",
-                figures.draw_selection(entry.runs[0].selection()),
+                figures.draw_selection(entry.selection),
             )
             for entry in findings.entries
         ),
@@ -217,7 +244,12 @@ def _figures(findings: Findings) -> list[tuple[str, Markup]]:
 
 
 def _left_by_methods(findings: Findings) -> list[tuple[str, str]]:
-    paths = [(entry.name, entry.runs[0].folder / name) for entry in findings.entries for name in DRAWN_BY_METHODS]
+    paths = [
+        (entry.name, entry.runs[0].folder / name)
+        for entry in findings.entries
+        if entry.runs
+        for name in DRAWN_BY_METHODS
+    ]
     return [(name, as_uri(path.read_bytes(), "png")) for name, path in paths if path.is_file()]
 
 

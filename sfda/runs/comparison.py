@@ -22,6 +22,7 @@ from sfda.runs.experiment import find_fragment, leaves, resolve
 from sfda.runs.run import Row, Run
 from sfda.runs.side_by_side import draw_side_by_side
 from sfda.runs.tables import COLUMNS, as_sentence, as_table, check_columns, unknown_columns, write_results
+from sfda.runs.wandb_group import log_comparison
 from sfda.yaml_files import read_mapping
 
 Stages = dict[tuple[str, int], Stage]
@@ -120,7 +121,8 @@ def compare(
         out: Folder of all runs, ``results.json``, ``results.csv`` and ``side_by_side.png``.
         run_here: Runs a command in this process: what draws or fetches data needs no torch.
         write_page: Writes the report of this folder, under a title, and gives its path.
-        logger: Fragment of a logger that every run gets when it begins; it is no part of a run's settings.
+        logger: Fragment of a logger that every run gets when it begins; it is no part of a run's settings. That of W&B
+            is given the page and the table, too.
 
     Returns:
         The exit status.
@@ -154,6 +156,8 @@ def compare(
         console.print(Text(remark, style="yellow"))
     console.print(f"{time.monotonic() - begun:.0f} s; runs, pictures and results.json are in {out}", style="dim")
     page = write_page(out, Path(config).stem)
+    if logger is not None:
+        log_comparison(logger, out, rows, [page, out / "results.json"])
     console.print(f"Open {page}: scores with intervals, and the same images for all", highlight=False, soft_wrap=True)
     _point_on(console, rows, out)
     return 0

@@ -1,52 +1,47 @@
-"""A training step of DA-Cal, virtual step and temperatures included, against the same step of its mean teacher."""
+"""A training step of DA-Cal, virtual step and temperatures included, against that of its mean teacher: time, memory."""
 
-import multiprocessing
-import resource
+import gc
+from collections.abc import Iterator
 
 import torch
 
-from report import milliseconds, row
+from bench_training_step import Step, make_method
+from memory import alone, peak_mb
 from sfda.methods.da_cal import DACal
 from sfda.methods.mean_teacher import MeanTeacher
+from side_by_side import Row, Where, cost
 
-BATCH, SIZE, CLASSES = 8, (96, 192), 19
-NETWORK = "smp:DeepLabV3Plus/mobilenet_v2"
-
-
-def peak_mb():
-    """Largest resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+NEEDS_NETWORK, ON_GPU = True, True
 
 
-def measure(kind):
-    """Milliseconds of forward and backward, and by how many MB they raise the peak memory of a fresh process."""
+def make_step(kind: str, where: Where) -> Step:
+    method = make_method(DACal, where) if kind == "DACal" else make_method(MeanTeacher, where, labels="soft")
+    return Step(method, where)
+
+
+def memory_of(kind: str, where: Where) -> float:
+    """By how many MB steps raise the peak memory, the networks being there."""
     torch.set_num_threads(1)
-    options = {"network": NETWORK, "num_classes": CLASSES}
-    method = DACal(**options) if kind == "da_cal" else MeanTeacher(labels="soft", **options)
-    method.log_dict = lambda *_, **__: None
-    generator = torch.Generator().manual_seed(0)
-    images = {name: torch.rand(BATCH, 3, *SIZE, generator=generator) for name in ("image", "strong")}
-    labels = torch.randint(0, CLASSES, (BATCH, *SIZE), generator=generator)
-    valid = torch.ones(BATCH, *SIZE, dtype=torch.bool)
-    batch = {"source": {**images, "label": labels, "valid": valid}, "target": {**images, "valid": valid}}
-
-    def step():
-        method.zero_grad()
-        torch.stack(list(method.compute_losses(batch).values())).sum().backward()
-
+    if where.device == "cuda":
+        step = make_step(kind, where)
+        gc.collect()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step.whole()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    method = make_method(DACal, where) if kind == "DACal" else make_method(MeanTeacher, where, labels="soft")
     before = peak_mb()
-    time = milliseconds(step)
-    return time, peak_mb() - before
+    step = Step(method, where)
+    step.whole()
+    return peak_mb() - before
 
 
-def test_bilevel_step():
-    context = multiprocessing.get_context("spawn")  # each in a process of its own: a peak is never undone
-    results = {}
-    for kind in ("da_cal", "mean_teacher"):
-        with context.Pool(1) as pool:
-            results[kind] = pool.apply(measure, (kind,))
-    (ours, ours_mb), (reference, reference_mb) = results["da_cal"], results["mean_teacher"]
-    row(f"DA-Cal step, {BATCH} x {SIZE[0]} x {SIZE[1]}", ours, "mean teacher step, soft labels", reference)
-    print(f"{'':44} {ours_mb:9.0f} MB | {'':42} {reference_mb:9.0f} MB | {reference_mb / ours_mb:6.1f}x")
-    assert ours > reference > 0
-    assert ours_mb > 0
+def rows(where: Where) -> Iterator[Row]:
+    ours, theirs = make_step("DACal", where), make_step("MeanTeacher", where)
+    name = f"DA-Cal step, {where}"
+    yield cost(name, ours.whole, "MeanTeacher step, soft labels", theirs.whole, 1.5, where)
+    mine, other = (
+        (memory_of if where.device == "cuda" else lambda *arguments: alone(memory_of, *arguments))(kind, where)
+        for kind in ("DACal", "MeanTeacher")
+    )
+    yield Row(f"memory of a {name}", "MeanTeacher step, soft labels", mine, other, mine / other, 1.35, "cost", "MB")

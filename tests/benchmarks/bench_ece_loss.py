@@ -1,12 +1,14 @@
 """Forward and backward of the class-wise calibration loss against loops over images, classes and bins."""
 
-import pytest
+from collections.abc import Iterator
+
 import torch
 
-from report import milliseconds, row
 from sfda.losses.calibration import classwise_ece
+from side_by_side import Row, Where, faster
 
 CLASSES, BINS, TEMPERATURE = 19, 10, 1e-5
+NEEDS_NETWORK, ON_GPU = False, True
 
 
 def mask_loop(p, labels):
@@ -53,21 +55,28 @@ def subset_loop(p, labels):
     return torch.stack(images).mean()
 
 
-@pytest.mark.parametrize("size", [(96, 192), (256, 512)])
-def test_ece_loss(size):
-    generator = torch.Generator().manual_seed(0)
-    p = (2 * torch.randn(4, CLASSES, *size, generator=generator)).softmax(1).requires_grad_()
-    labels = torch.randint(0, CLASSES, (4, *size), generator=generator)
-    labels[torch.rand(labels.shape, generator=generator) < 0.1] = 255
+def rows(where: Where) -> Iterator[Row]:
+    for height, width in ((96, 192), (256, 512)):
+        generator = torch.Generator().manual_seed(0)
+        p = (2 * torch.randn(4, CLASSES, height, width, generator=generator)).softmax(1).to(where.device)
+        p.requires_grad_()
+        labels = torch.randint(0, CLASSES, (4, height, width), generator=generator)
+        labels[torch.rand(labels.shape, generator=generator) < 0.1] = 255
+        labels = labels.to(where.device)
 
-    def forward_backward(loss):
-        p.grad = None
-        value = loss(p, labels)
-        value.backward()
-        return value.item()
+        def forward_backward(loss, p=p, labels=labels):
+            p.grad = None
+            value = loss(p, labels)
+            value.backward()
+            return value.item()
 
-    ours = milliseconds(lambda: forward_backward(classwise_ece))
-    for loop in (mask_loop, subset_loop):
-        assert forward_backward(loop) == pytest.approx(forward_backward(classwise_ece), abs=1e-5)
-        name = f"classwise_ece + backward, 4 x {CLASSES} x {size[0]} x {size[1]}"
-        row(name, ours, loop.__name__.replace("_", " "), milliseconds(lambda loop=loop: forward_backward(loop), 2))
+        for loop in (mask_loop, subset_loop):
+            assert abs(forward_backward(loop) - forward_backward(classwise_ece)) < 1e-5
+            yield faster(
+                f"class-wise ECE, forward + backward, 4x{CLASSES}x{height}x{width}",
+                lambda: forward_backward(classwise_ece),
+                loop.__name__.replace("_", " "),
+                lambda loop=loop: forward_backward(loop),
+                10,
+                where,
+            )

@@ -1,58 +1,62 @@
-"""Fused scoring against the metrics that torchmetrics has; ours computes the rest (NLL, Brier, entropy, …) as well."""
+"""All scores of an image against the two that torchmetrics has, and the memory that many images take."""
 
-import pytest
+from collections.abc import Iterator
+
 import torch
-from torchmetrics.classification import MulticlassCalibrationError, MulticlassConfusionMatrix
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassCalibrationError, MulticlassJaccardIndex
 
-from report import milliseconds, row
+from memory import alone, peak_mb
 from sfda.metrics.segmentation import SegmentationMetrics
+from side_by_side import Row, Where, faster
 
 CLASSES = 19
+NEEDS_NETWORK, ON_GPU = False, True
 
 
-def batch(images, height, width):
+def batch(images: int, height: int, width: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Probabilities and labels, a tenth of them ignored."""
     generator = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(images, CLASSES, height, width, generator=generator)
     labels = torch.randint(0, CLASSES, (images, height, width), generator=generator)
     labels[torch.rand(labels.shape, generator=generator) < 0.1] = 255
-    return logits.softmax(1), labels
+    return logits.softmax(1).to(device), labels.to(device)
 
 
-def ours():
-    return [SegmentationMetrics([f"class {c}" for c in range(CLASSES)])]
+def our_metric() -> SegmentationMetrics:
+    return SegmentationMetrics([f"class {number}" for number in range(CLASSES)])
 
 
-def confusion_only():
-    return [MulticlassConfusionMatrix(CLASSES, ignore_index=255, validate_args=False)]
-
-
-def confusion_and_one_ece():
-    return [*confusion_only(), MulticlassCalibrationError(CLASSES, 15, ignore_index=255, validate_args=False)]
-
-
-def confusion_two_eces_and_mce():
-    options = {"ignore_index": 255, "validate_args": False}
-    more = [
-        MulticlassCalibrationError(CLASSES, 10, **options),
-        MulticlassCalibrationError(CLASSES, 15, "max", **options),
-    ]
-    return [*confusion_and_one_ece(), *more]
-
-
-def update_and_compute(metrics, p, labels):
-    for metric in metrics:
-        metric.reset()
+def memory_after(images: int) -> float:
+    """Peak memory, in MB, of a fresh process that has scored so many images."""
+    torch.set_num_threads(1)
+    metric, (p, labels) = our_metric(), batch(1, 128, 256, "cpu")
+    for _ in range(images):
         metric.update(p, labels)
-        metric.compute()
+    metric.compute()
+    return peak_mb()
 
 
-@pytest.mark.parametrize("size", [(4, 96, 192), (4, 256, 512), (1, 1024, 2048)])
-def test_scoring(size):
-    p, labels = batch(*size)
-    time = {}
-    for make in (ours, confusion_only, confusion_and_one_ece, confusion_two_eces_and_mce):
-        metrics = make()
-        time[make.__name__] = milliseconds(lambda metrics=metrics: update_and_compute(metrics, p, labels), repeats=3)
-    for reference in list(time)[1:]:
-        name = f"all scores, {size[0]} x {CLASSES} x {size[1]} x {size[2]}"
-        row(name, time["ours"], f"torchmetrics {reference.replace('_', ' ')}", time[reference])
+def rows(where: Where) -> Iterator[Row]:
+    p, labels = batch(1, 1024, 2048, where.device)
+    options = {"ignore_index": 255, "validate_args": False}
+    pair = [MulticlassJaccardIndex(CLASSES, **options), MulticlassCalibrationError(CLASSES, 15, **options)]
+
+    def score(*metrics: Metric) -> None:
+        for metric in metrics:
+            metric.reset()
+            metric.update(p, labels)
+            metric.compute()
+
+    ours, theirs = our_metric().to(where.device), [metric.to(where.device) for metric in pair]
+    yield faster(
+        "all scores, 19x1024x2048",
+        lambda: score(ours),
+        "torchmetrics: IoU, calibration error",
+        lambda: score(*theirs),
+        2,
+        where,
+    )
+    if where.device == "cpu":
+        few, many = alone(memory_after, 20), alone(memory_after, 500)
+        yield Row("memory after scoring 500 images", "after 20", many, few, many / few, 1.02, "cost", "MB")

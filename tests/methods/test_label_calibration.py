@@ -200,6 +200,22 @@ def test_online_predicts_a_batch_before_it_learns_from_it(town, source_model, sf
     assert scores[0]["target_miou"] == scores[1]["target_miou"] != row["target_miou"]
 
 
+@pytest.mark.medium
+def test_online_every_batch_passes_the_network_once(town, source_model, sfda, tmp_path, monkeypatch):
+    passes = []
+    predict = LabelCalibration.view_probabilities
+    monkeypatch.setattr(
+        LabelCalibration,
+        "view_probabilities",
+        lambda self, images, size: passes.append(1) or predict(self, images, size),
+    )
+    arguments = [*tiny_arguments("label_calibration", town, source_model), "--model.init_args.online", "true"]
+    assert sfda("validate", *arguments, "--data.init_args.val_batch_size", 1, "--out", tmp_path / "online") == 0
+    assert len(passes) == 12  # six images of each domain
+    report = json.loads((tmp_path / "online/label_calibration.json").read_text())
+    assert all(seconds > 0 for seconds in report["seconds"].values())
+
+
 def test_a_run_that_is_not_online_learns_nothing_from_validation():
     method = LabelCalibration(network=NETWORK, num_classes=3).eval()
     before = method.head.prototypes

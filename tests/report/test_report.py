@@ -4,6 +4,7 @@ import html.parser
 import io
 import json
 import re
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -88,6 +89,7 @@ def test_without_labels_the_page_has_the_verdicts_of_the_fits_and_what_changed(t
     assert "most changed" in text
     assert "worst: mIoU" not in text
     assert "IoU per class" not in text
+    assert "IoU" not in re.sub(r"<(style|script).*?</\1>", "", text, flags=re.DOTALL)
 
 
 def test_images_are_the_worst_and_the_most_changed(runs):
@@ -138,6 +140,20 @@ def test_what_cannot_be_reported_is_said(runs, tmp_path, capsys):
     make_run(tmp_path, "other", 0.5, class_set="synthia16")
     with pytest.raises(UserError, match="score other classes"):
         gather([tmp_path])
+
+
+def test_progress_counts_every_run_and_every_experiment(runs):
+    shown = {}
+
+    @contextmanager
+    def show(title, total):
+        done = []
+        yield done.append
+        shown[title] = (total, sum(done))
+
+    found = len(list(runs.rglob("result.json")))
+    write_report([runs], runs / "again.html", title="", show_progress=show)
+    assert shown == {"reading runs": (found, found), "comparing with the source model": (found - 1, found - 1)}
 
 
 def test_the_command_writes_a_file_and_never_over_another(runs, capsys):
