@@ -180,6 +180,17 @@ def test_a_source_model_that_sees_one_class_is_warned_of(
 
 
 @pytest.mark.medium
+def test_a_share_of_what_was_trained_is_kept(weights, photographs, in_this_process, sfda, tmp_path):
+    words = ["adapt", "--source", weights, "--network", NETWORK, "--images", photographs, "--out", tmp_path / "out"]
+    words += ["--method", "info_max", "--share", "auto"]
+    assert sfda(*words) == 0
+    report = json.loads((tmp_path / "out/info_max/selection.json").read_text())
+    assert report["share"] in [row["share"] for row in report["shares"]]
+    assert "--model.init_args.share auto" in (tmp_path / "out/commands.sh").read_text()
+    assert sfda(*words[:-1], "0.5") == 2  # begun with another one
+
+
+@pytest.mark.medium
 def test_a_model_that_is_judged_worse_is_not_recommended(
     weights, photographs, in_this_process, sfda, tmp_path, capsys, monkeypatch
 ):
@@ -298,6 +309,12 @@ MISTAKES: dict[str, tuple[Callable[[Path], list[object]], str]] = {
         "holds NaN, infinity or a negative variance",
     ),
     "no time": (lambda here: ["--minutes", "0"], "--minutes 0: a time above 0"),
+    "no share": (
+        lambda here: ["--network", NETWORK, "--method", "tent", "--share", "half"],
+        "--share half: auto, or a",
+    ),
+    "large share": (lambda here: ["--network", NETWORK, "--method", "tent", "--share", "1.5"], "a number from 0 to 1"),
+    "share of nothing": (lambda here: ["--network", NETWORK, "--share", "0.5"], "--share 0.5: nothing here trains"),
     "no options": (lambda here: ["--network-options", "{heat: a}"], "--network-options: heat: unknown; give a mapping"),
 }
 

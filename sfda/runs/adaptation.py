@@ -8,7 +8,7 @@ from typing import Any
 
 from sfda.errors import UserError, did_you_mean
 from sfda.runs.engine import Stage
-from sfda.runs.experiment import experiments_of
+from sfda.runs.experiment import experiments_of, resolve
 
 BENCHMARK = "own"
 SOURCE_ONLY = "source_only"
@@ -175,12 +175,17 @@ def methods_asked_for(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(chosen))
 
 
-def stages_of(plan: Plan, out: Path, source_config: Path, data: Path) -> list[Stage]:
-    """One run per method, each as a user could type it."""
-    return [Stage(out, method, tuple(_words(plan, method, source_config, data))) for method in plan.methods]
+def takes_share(method: str) -> bool:
+    """Whether an experiment below ``own/`` trains, so that its weights have a way back to where they began."""
+    return "share" in resolve(f"{BENCHMARK}/{method}").config["model"]["init_args"]
 
 
-def _words(plan: Plan, method: str, source_config: Path, data: Path) -> list[str]:
+def stages_of(plan: Plan, out: Path, source_config: Path, data: Path, share: str | None = None) -> list[Stage]:
+    """One run per method, each as a user could type it; `share` is that of what trains, None: the experiment's."""
+    return [Stage(out, method, tuple(_words(plan, method, source_config, data, share))) for method in plan.methods]
+
+
+def _words(plan: Plan, method: str, source_config: Path, data: Path, share: str | None) -> list[str]:
     words = [f"{BENCHMARK}/{method}", "--config", str(source_config), "--data", str(data)]
     if not method.startswith(SOURCE_ONLY):
         epochs, samples = 1, plan.gathered_by(method)
@@ -194,6 +199,8 @@ def _words(plan: Plan, method: str, source_config: Path, data: Path) -> list[str
         # Scored once, by `sfda validate`: nothing is selected during the fit.
         words += ["--trainer.max_epochs", str(epochs), "--trainer.check_val_every_n_epoch", str(epochs + 1)]
         words += ["--data.init_args.samples_per_epoch", str(samples)]
+    if share is not None and takes_share(method):
+        words += ["--model.init_args.share", share]
     return [*words, "--trainer.callbacks+", AGREEMENT]
 
 

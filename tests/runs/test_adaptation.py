@@ -56,3 +56,15 @@ def test_every_stage_is_a_command_that_can_be_typed(tmp_path):
         assert config["model"]["init_args"]["source_checkpoint"] == "s.ckpt"
         assert config["model"]["init_args"]["network"] == "a.b"
         assert config["data"]["init_args"]["size"] == [36, 48]
+
+
+def test_a_share_reaches_what_trains_and_nothing_else(tmp_path):
+    plan = make_plan(
+        ["source_only", "auto", "ada_bn", "label_calibration", "tent", "cotta"], (36, 48), 40, 0, 0.001, 600
+    )
+    stages = stages_of(plan, tmp_path, tmp_path / "source.yaml", tmp_path / "data.yaml", "auto")
+    have = [stage.name for stage in stages if "--model.init_args.share" in stage.words()]
+    assert have == ["tent", "cotta"]
+    assert not any(
+        "--model.init_args.share" in stage.words() for stage in stages_of(plan, tmp_path, tmp_path, tmp_path)
+    )
