@@ -27,7 +27,9 @@ class ScoredShare:
         agreement: Share of pixels that have one and the same class in an image and its mirror image, in [0, 1].
         infomax: H(mean p) − mean H(p) over the scored classes, in nats.
         judged: Share of pixels with the class that the second judge gives them, in [0, 1].
-        score: Sum of those that the method does not train on, InfoMax as a share of its largest value.
+        score: Agreement + InfoMax / ln C, without what the method trains on; `judged` where nothing else is left. (The
+            second judge has a share of the target's statistics of its own, and is nearest to what has as many: added to
+            the others it takes too little of whatever follows the target's statistics.)
     """
 
     share: float
@@ -93,9 +95,9 @@ def _look(
     infomax = float(label_free_scores(total)["infomax"])
     classes = len(sums[0]["probabilities"])
     agreement, other = (sum(values) / len(values) for values in (agreements, others))
-    terms = {"views": agreement, "infomax": infomax / math.log(max(classes, 2)), "judged": other}
-    score = sum(value for name, value in terms.items() if name not in trains_on)
-    return ScoredShare(share, agreement, infomax, other, score)
+    terms = {"views": agreement, "infomax": infomax / math.log(max(classes, 2))}
+    left = [value for name, value in terms.items() if name not in trains_on]
+    return ScoredShare(share, agreement, infomax, other, sum(left) if left else other)
 
 
 def _same(one: Tensor, other: Tensor) -> float:

@@ -120,7 +120,7 @@ def test_auto_writes_what_it_chose_from(devices, town, source_model, sfda, tmp_p
     assert [row["share"] for row in report["shares"]] == [0, 0.25, 0.5, 0.75, 1]
     assert report["share"] == max(report["shares"], key=lambda row: row["score"])["share"]
     for row in report["shares"]:  # Tent trains on InfoMax
-        assert row["score"] == pytest.approx(row["agreement"] + row["judged"])
+        assert row["score"] == pytest.approx(row["agreement"])
     assert report["selected_by"] == "entropy"
     assert report["verdict"]
     trained = networks(

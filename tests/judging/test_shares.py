@@ -43,14 +43,14 @@ def test_the_scores_of_the_ends_are_known():
 @pytest.mark.parametrize(
     ("trains_on", "terms"),
     [
-        ((), ("agreement", "infomax", "judged")),
-        (("entropy",), ("agreement", "infomax", "judged")),
-        (("entropy", "infomax"), ("agreement", "judged")),
-        (("entropy", "views"), ("infomax", "judged")),
+        ((), ("agreement", "infomax")),
+        (("entropy",), ("agreement", "infomax")),
+        (("entropy", "infomax"), ("agreement",)),
+        (("entropy", "views"), ("infomax",)),
         (("entropy", "infomax", "views"), ("judged",)),
     ],
 )
-def test_the_score_is_the_sum_of_what_is_not_trained_on(trains_on, terms):
+def test_the_score_is_made_of_what_is_not_trained_on(trains_on, terms):
     for each in scored(trains_on)[0]:
         values = {"agreement": each.agreement, "infomax": each.infomax / math.log(CLASSES), "judged": each.judged}
         assert each.score == pytest.approx(sum(values[term] for term in terms))
