@@ -122,7 +122,8 @@ def _score(method: TrainedMethod, run: Run, start: State, trained: State) -> lis
 
     use(0.0)
     over_scored = method.score_probabilities
-    judge = second_judge(fixed.network, (batch["image"] for batch in _batches(method, GATHERED, BATCH)))
+    batches = (batch["image"] for batch in _batches(method, GATHERED, BATCH))
+    judge = second_judge(fixed.network, batches, fixed.input_scale)
     images = [batch["image"] for batch in _batches(method, IMAGES, 1)]
     return score_shares(
         SHARES,

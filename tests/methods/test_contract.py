@@ -130,7 +130,8 @@ def test_where_the_verdict_is_worse_the_run_predicts_as_the_source_model(
     monkeypatch.setattr(
         "sfda.callbacks.fit_verdict.judge_without_labels", lambda *_, **__: Verdict("worse", ("so it is said",))
     )
-    assert sfda("fit", *tiny_arguments(model, town, source_of(model)), "--out", tmp_path / "run") == 0
+    arguments = [*tiny_arguments(model, town, source_of(model)), "--model.init_args.views", "single"]
+    assert sfda("fit", *arguments, "--out", tmp_path / "run") == 0
     images = torch.rand(2, 3, 32, 64)
     kept = method_class(model).load_from_checkpoint(tmp_path / "run/selected.ckpt", weights_only=True).eval()
     source = source_method(Run(tmp_path / "run").model(), 19)
