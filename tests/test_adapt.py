@@ -191,6 +191,23 @@ def test_a_share_of_what_was_trained_is_kept(weights, photographs, in_this_proce
 
 
 @pytest.mark.medium
+def test_a_soup_trains_on_top_of_what_auto_has_chosen(
+    weights, photographs, in_this_process, sfda, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("sfda.callbacks.fit_verdict.is_replaced", lambda *_: False)
+    words = ["adapt", "--source", weights, "--network", NETWORK, "--images", photographs, "--out", tmp_path / "out"]
+    assert sfda(*words, "--method", "auto", "model_soup") == 0
+    assert "30 steps of" in capsys.readouterr().out
+    auto, soup = (
+        torch.load(tmp_path / f"out/{name}/selected.ckpt", weights_only=True) for name in ("auto", "model_soup")
+    )
+    assert soup["input_scale"] == auto["input_scale"]
+    for key, value in auto["state_dict"].items():
+        assert torch.equal(soup["state_dict"][key.replace("network.", "start.module.", 1)], value)
+    assert soup["global_step"] == 30
+
+
+@pytest.mark.medium
 def test_a_model_that_is_judged_worse_is_not_recommended(
     weights, photographs, in_this_process, sfda, tmp_path, capsys, monkeypatch
 ):
