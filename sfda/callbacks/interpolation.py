@@ -13,7 +13,7 @@ from sfda.errors import UserError
 from sfda.files import write_json
 from sfda.judging.models import model_of
 from sfda.judging.second_judge import BATCH, GATHERED, second_judge
-from sfda.judging.shares import IMAGES, SHARES, ScoredShare, best_share, score_shares
+from sfda.judging.shares import IMAGES, SHARES, ScoredShare, best_share, needs_judge, score_shares
 from sfda.methods import Method
 from sfda.methods.kinds.rebuild import load_fixed_method
 from sfda.methods.kinds.trained import TrainedMethod
@@ -120,19 +120,15 @@ def _score(method: TrainedMethod, run: Run, start: State, trained: State) -> lis
     def use(share: float) -> None:
         fixed.network.load_state_dict(interpolate(start, trained, share))
 
-    use(0.0)
-    over_scored = method.score_probabilities
-    batches = (batch["image"] for batch in _batches(method, GATHERED, BATCH))
-    judge = second_judge(fixed.network, batches, fixed.input_scale)
+    over_scored, judge = method.score_probabilities, None
+    if needs_judge(method.optimises):
+        use(0.0)
+        judge = second_judge(
+            fixed.network, lambda: (batch["image"] for batch in _batches(method, GATHERED, BATCH)), over_scored
+        )
+    predict = model_of(fixed, over_scored).single
     images = [batch["image"] for batch in _batches(method, IMAGES, 1)]
-    return score_shares(
-        SHARES,
-        use,
-        model_of(fixed, over_scored).single,
-        lambda image, size: over_scored(judge(image, size)),
-        images,
-        trains_on=method.optimises,
-    )
+    return score_shares(SHARES, use, predict, judge, images, trains_on=method.optimises)
 
 
 def _batches(method: Method, first: int, batch_size: int) -> Iterator[DomainBatch]:

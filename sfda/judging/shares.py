@@ -26,21 +26,27 @@ class ScoredShare:
         share: Part of the way from the start to what was trained, in [0, 1].
         agreement: Share of pixels that have one and the same class in an image and its mirror image, in [0, 1].
         infomax: H(mean p) − mean H(p) over the scored classes, in nats.
-        judged: Share of pixels with the class that the second judge gives them, in [0, 1].
-        score: Agreement + InfoMax / ln C, without what the method trains on; `judged` where nothing else is left. (The
-            second judge has a share of the target's statistics of its own, and is nearest to what has as many: added to
-            the others it takes too little of whatever follows the target's statistics.)
+        judged: Share of pixels with the class that the second judge gives them, in [0, 1]; None where it is not asked.
+        score: Agreement + InfoMax / ln C, without what the method trains on; `judged` where nothing else is left.
     """
 
     share: float
     agreement: float
     infomax: float
-    judged: float
+    judged: float | None
     score: float
 
     def as_dict(self) -> dict[str, Any]:
         """As ``selection.json`` has it."""
         return asdict(self)
+
+
+def needs_judge(trains_on: Collection[str]) -> bool:
+    """Whether all other scores are trained on, so that the second judge has to choose.
+
+    Added to the others it would take too little of what follows the target's statistics: it has a share of its own.
+    """
+    return {"views", "infomax"} <= set(trains_on)
 
 
 def best_share(scored: Sequence[ScoredShare]) -> ScoredShare:
@@ -52,7 +58,7 @@ def score_shares(
     shares: Sequence[float],
     use: Callable[[float], None],
     predict: Predict,
-    judge: Predict,
+    judge: Predict | None,
     images: Sequence[Tensor],
     *,
     trains_on: Collection[str],
@@ -63,11 +69,11 @@ def score_shares(
         shares: Those to try.
         use: Makes `predict` that of a share.
         predict: Images (1, 3, H, W) and a size → probabilities (1, C, *size) over the scored classes.
-        judge: The same of the second judge.
+        judge: The same of the second judge, where `needs_judge`.
         images: (1, 3, H, W) each.
         trains_on: As in `Method.optimises`.
     """
-    judged = [top_label(judge(image, _size(image)))[1] for image in images]
+    judged = [top_label(judge(image, _size(image)))[1] for image in images] if judge else None
     rows = []
     for share in shares:
         use(share)
@@ -80,24 +86,28 @@ def _size(image: Tensor) -> tuple[int, int]:
 
 
 def _look(
-    share: float, predict: Predict, images: Sequence[Tensor], judged: Sequence[Tensor], trains_on: Collection[str]
+    share: float,
+    predict: Predict,
+    images: Sequence[Tensor],
+    judged: Sequence[Tensor] | None,
+    trains_on: Collection[str],
 ) -> ScoredShare:
-    agreements, others, sums = [], [], []
-    for image, judge in zip(images, judged, strict=True):
+    labels, agreements, sums = [], [], []
+    for image in images:
         probabilities = predict(image, _size(image))
-        label = top_label(probabilities)[1]
+        labels.append(top_label(probabilities)[1])
         mirrored = top_label(predict(image.flip(-1), _size(image)).flip(-1))[1]
-        agreements.append(_same(label, mirrored))
-        others.append(_same(label, judge))
+        agreements.append(_same(labels[-1], mirrored))
         sums.append(score_sums(probabilities))
     # Not by a metric of torchmetrics, which would wait for processes that are not here.
     total = {name: torch.stack([each[name] for each in sums]).sum(0) for name in sums[0]}
-    infomax = float(label_free_scores(total)["infomax"])
-    classes = len(sums[0]["probabilities"])
-    agreement, other = (sum(values) / len(values) for values in (agreements, others))
-    terms = {"views": agreement, "infomax": infomax / math.log(max(classes, 2))}
-    left = [value for name, value in terms.items() if name not in trains_on]
-    return ScoredShare(share, agreement, infomax, other, sum(left) if left else other)
+    infomax, agreement = float(label_free_scores(total)["infomax"]), sum(agreements) / len(images)
+    if judged is not None:
+        score = sum(map(_same, labels, judged)) / len(images)
+        return ScoredShare(share, agreement, infomax, score, score)
+    terms = {"views": agreement, "infomax": infomax / math.log(max(len(total["probabilities"]), 2))}
+    score = sum(value for name, value in terms.items() if name not in trains_on)
+    return ScoredShare(share, agreement, infomax, None, score)
 
 
 def _same(one: Tensor, other: Tensor) -> float:

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from sfda.judging.shares import ScoredShare, best_share, score_shares
+from sfda.judging.shares import ScoredShare, best_share, needs_judge, score_shares
 
 CLASSES = 3
 
@@ -27,11 +27,12 @@ class Line:
 def scored(trains_on=()):
     images = [torch.rand(1, 3, 6, 8) for _ in range(3)]
     start, line = Line(), Line()
-    return score_shares([0.0, 0.4, 1.0], line.use, line, start, images, trains_on=trains_on), images
+    judge = start if needs_judge(trains_on) else None
+    return score_shares([0.0, 0.4, 1.0], line.use, line, judge, images, trains_on=trains_on), images
 
 
 def test_the_scores_of_the_ends_are_known():
-    (start, _, end), images = scored()
+    (start, _, end), images = scored(("views", "infomax"))
     pixels = torch.cat([image[:, 0].flatten() for image in images])
     shares = torch.bincount((pixels * CLASSES).long(), minlength=CLASSES) / len(pixels)
     assert (start.agreement, start.judged, end.agreement) == (1, 1, 1)
@@ -53,6 +54,7 @@ def test_the_scores_of_the_ends_are_known():
 def test_the_score_is_made_of_what_is_not_trained_on(trains_on, terms):
     for each in scored(trains_on)[0]:
         values = {"agreement": each.agreement, "infomax": each.infomax / math.log(CLASSES), "judged": each.judged}
+        assert (each.judged is None) == ("judged" not in terms)
         assert each.score == pytest.approx(sum(values[term] for term in terms))
 
 
@@ -62,5 +64,5 @@ def test_a_collapse_is_not_gone_to():
 
 
 def test_of_equals_the_one_nearest_the_start_is_taken():
-    rows = [ScoredShare(share, 0.5, 0.5, 0.5, 1.0) for share in (0.5, 0.25, 1.0)]
+    rows = [ScoredShare(share, 0.5, 0.5, None, 1.0) for share in (0.5, 0.25, 1.0)]
     assert best_share(rows).share == 0.25
