@@ -180,6 +180,34 @@ def test_a_source_model_that_sees_one_class_is_warned_of(
 
 
 @pytest.mark.medium
+def test_a_share_of_what_was_trained_is_kept(weights, photographs, in_this_process, sfda, tmp_path):
+    words = ["adapt", "--source", weights, "--network", NETWORK, "--images", photographs, "--out", tmp_path / "out"]
+    words += ["--method", "info_max", "--share", "auto"]
+    assert sfda(*words) == 0
+    report = json.loads((tmp_path / "out/info_max/selection.json").read_text())
+    assert report["share"] in [row["share"] for row in report["shares"]]
+    assert "--model.init_args.share auto" in (tmp_path / "out/commands.sh").read_text()
+    assert sfda(*words[:-1], "0.5") == 2  # begun with another one
+
+
+@pytest.mark.medium
+def test_a_soup_trains_on_top_of_what_auto_has_chosen(
+    weights, photographs, in_this_process, sfda, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("sfda.callbacks.fit_verdict.is_replaced", lambda *_: False)
+    words = ["adapt", "--source", weights, "--network", NETWORK, "--images", photographs, "--out", tmp_path / "out"]
+    assert sfda(*words, "--method", "auto", "model_soup") == 0
+    assert "30 steps of" in capsys.readouterr().out
+    auto, soup = (
+        torch.load(tmp_path / f"out/{name}/selected.ckpt", weights_only=True) for name in ("auto", "model_soup")
+    )
+    assert soup["input_scale"] == auto["input_scale"]
+    for key, value in auto["state_dict"].items():
+        assert torch.equal(soup["state_dict"][key.replace("network.", "start.module.", 1)], value)
+    assert soup["global_step"] == 30
+
+
+@pytest.mark.medium
 def test_a_model_that_is_judged_worse_is_not_recommended(
     weights, photographs, in_this_process, sfda, tmp_path, capsys, monkeypatch
 ):
@@ -298,6 +326,12 @@ MISTAKES: dict[str, tuple[Callable[[Path], list[object]], str]] = {
         "holds NaN, infinity or a negative variance",
     ),
     "no time": (lambda here: ["--minutes", "0"], "--minutes 0: a time above 0"),
+    "no share": (
+        lambda here: ["--network", NETWORK, "--method", "tent", "--share", "half"],
+        "--share half: auto, or a",
+    ),
+    "large share": (lambda here: ["--network", NETWORK, "--method", "tent", "--share", "1.5"], "a number from 0 to 1"),
+    "share of nothing": (lambda here: ["--network", NETWORK, "--share", "0.5"], "--share 0.5: nothing here trains"),
     "no options": (lambda here: ["--network-options", "{heat: a}"], "--network-options: heat: unknown; give a mapping"),
 }
 

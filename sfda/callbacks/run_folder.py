@@ -19,6 +19,7 @@ from typing_extensions import override
 
 from sfda import __version__
 from sfda.callbacks.fit_verdict import is_replaced, judge_fit
+from sfda.callbacks.interpolation import keep_share
 from sfda.callbacks.method_callback import MethodCallback
 from sfda.callbacks.selection import selectors_of
 from sfda.errors import UserError
@@ -111,6 +112,7 @@ class RunFolder(MethodCallback):
             _link(chosen, self.run.selected)
             why = "the last one, no selector is at work" if selected_by == "last" else f"selected by {selected_by}"
             write_line(f"{self.run.selected}: step {step}, {why}")
+            keep_share(trainer, self.method, self.run)
             self._finish({"selected_by": selected_by, "selected_step": step, "adapt_seconds": round(seconds, 2)})
         trainer.strategy.barrier()
 

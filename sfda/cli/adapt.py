@@ -39,6 +39,7 @@ from sfda.runs.adaptation import (
     methods_asked_for,
     plan_of,
     stages_of,
+    takes_share,
 )
 from sfda.runs.engine import Stage, fit, has_fit, score
 from sfda.runs.experiment import data_options
@@ -85,7 +86,7 @@ def adapt(said: argparse.Namespace) -> int:
     _write_data(plan, source, score_classes, out, said.label_values if labels else None)
     _check_labels(out / "data.yaml", bool(labels))
     print_plan(plan, console, said.minutes)
-    stages = stages_of(plan, out, out / "source.yaml", out / "data.yaml")
+    stages = stages_of(plan, out, out / "source.yaml", out / "data.yaml", said.share)
     if not (out / "source.png").is_file():
         draw_source(source, spread(photographs.images, 4), plan.size, out / "source.png")
     say(console, f"Open {out / 'source.png'}: what the source model sees")
@@ -109,9 +110,22 @@ def _check(said: argparse.Namespace) -> None:
         raise UserError(f"--minutes {said.minutes:g}: a time above 0")
     if said.images.resolve() in (said.out.resolve(), *said.out.resolve().parents):
         raise UserError(f"--out {said.out}: lies in the folder of the images, {said.images}; give another one")
-    methods_asked_for(said.method)
+    _check_share(said.share, methods_asked_for(said.method))
     if said.classes is not None:
         load_class_set(said.classes)
+
+
+def _check_share(share: str | None, methods: Sequence[str]) -> None:
+    if share is None:
+        return
+    try:
+        is_share = share == "auto" or 0 <= float(share) <= 1
+    except ValueError:
+        is_share = False
+    if not is_share:
+        raise UserError(f"--share {share}: auto, or a number from 0 to 1")
+    if not any(map(takes_share, methods)):
+        raise UserError(f"--share {share}: nothing here trains; name a method that does, for example --method info_max")
 
 
 def _check_labels(data: Path, with_labels: bool) -> None:

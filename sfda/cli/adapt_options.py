@@ -26,6 +26,8 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--label-values", choices=("label_ids", "train_ids"), default="label_ids", help=values)
     methods = "auto (averaged views, and what Auto chooses without training), or names of methods, the best hope first"
     found.add_argument("--method", nargs="+", default=["auto"], metavar="NAME", help=methods)
+    share = "how far what is kept of a method that trains goes from where it began to what was trained: 0 to 1, or auto"
+    found.add_argument("--share", metavar="N|auto", help=f"{share} (default: 1, as published)")
     found.add_argument("--minutes", type=float, default=10, metavar="N", help="time that there is (default: 10)")
     found.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of all that is written")
     add_arguments(found.add_argument_group("what the source model does not say itself"))

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from sfda.files import read_json, write_whole
 from sfda.progress import duration
-from sfda.runs.adaptation import AUTO, SOURCE_ONLY, Plan, averages_views
+from sfda.runs.adaptation import AUTO, SOUP, SOUP_STEPS, SOURCE_ONLY, Plan, averages_views
 from sfda.runs.engine import Stage
 from sfda.runs.run import Row, Run
 from sfda.runs.tables import as_table
@@ -67,6 +67,10 @@ def _what(plan: Plan, method: str) -> str:
         return f"size of the images, BatchNorm statistics and colours, chosen on {plan.searched} images{views}"
     if method.startswith("ada_bn"):
         return f"BatchNorm statistics of {plan.gathered} images, mixed in as far as {plan.searched} images agree{views}"
+    if method.startswith(SOUP):
+        return (
+            f"{SOUP_STEPS} steps of two networks{' from what auto has chosen' if AUTO in plan.methods else ''}{views}"
+        )
     return f"up to {plan.steps} steps{views}"
 
 

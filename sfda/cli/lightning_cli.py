@@ -25,6 +25,7 @@ from typing_extensions import override
 
 from sfda.callbacks.collapse_guard import CollapseGuard
 from sfda.callbacks.image_records import ImageRecords
+from sfda.callbacks.interpolation import Interpolation
 from sfda.callbacks.pictures import Pictures
 from sfda.callbacks.progress_lines import ProgressBars, ProgressLines
 from sfda.callbacks.run_folder import MetricsFile, RunFolder, WholeCheckpoints, last_checkpoint
@@ -193,6 +194,7 @@ class CommandLine(LightningCLI):
             EndsAtOnce(),
             SkippedFiles(),
             CollapseGuard(),
+            Interpolation(),
             Pictures(self.folder),
             ImageRecords(self.output),
             WandbRun(self.folder),

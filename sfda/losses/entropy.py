@@ -57,6 +57,27 @@ def mean_entropy(logits: Tensor, valid: Tensor, ranks: Ranks = ALONE) -> Tensor:
     return mean_over_pixels(entropy(logits), valid, ranks)
 
 
+def class_equalised_entropy(logits: Tensor, valid: Tensor, ranks: Ranks = ALONE) -> Tensor:
+    """Mean over the predicted classes of the mean entropy of the pixels that are predicted as each.
+
+    A rare class counts as much as one that fills the image, so that it is no loss to give up.
+
+    Args:
+        logits: (B, C, H, W).
+        valid: (B, H, W) bool, False where a pixel is padding.
+        ranks: Whose pixels are counted, and whose classes; averaged by DDP, the losses' gradient is that of all.
+
+    Returns:
+        Scalar in nats, in [0, ln C], at least float32; 0 with a gradient where no pixel is valid.
+    """
+    pixels = torch.where(valid, entropy(logits), 0)
+    predicted = logits.detach().argmax(dim=1)
+    sums = pixels.new_zeros(logits.shape[1]).scatter_add(0, predicted.flatten(), pixels.flatten())
+    counts = torch.zeros_like(sums).scatter_add(0, predicted.flatten(), valid.flatten().to(sums.dtype))
+    counts = ranks.mean(counts)
+    return (sums / counts.where(counts > 0, 1)).sum() / (counts > 0).sum().clamp(min=1)
+
+
 def normalised_entropy(logits: Tensor, valid: Tensor, ranks: Ranks = ALONE) -> Tensor:
     """Entropy regulariser of Cal-SFDA: mean of ``(h² + 1e-8)²`` with h = H / (largest H of the batch).
 

@@ -1,6 +1,5 @@
 """A model used as well as it can be without training it, chosen without a label."""
 
-import math
 import sys
 import time
 from collections.abc import Sequence
@@ -15,7 +14,8 @@ from sfda.data.needs import Needs
 from sfda.errors import UserError
 from sfda.files import write_json
 from sfda.methods.kinds.gathered import GatheredMethod
-from sfda.methods.kinds.method import MULTI_SCALES
+from sfda.methods.kinds.method import Method
+from sfda.methods.kinds.scaled import ScaledMethod
 from sfda.metrics.functional import top_label
 from sfda.metrics.label_free import LabelFreeMetrics
 from sfda.networks.batch_norm import (
@@ -38,7 +38,7 @@ COLOUR_IMAGES = 4
 """Of them, those that the correction of colours is fitted on."""
 
 
-class Auto(GatheredMethod):
+class Auto(ScaledMethod, GatheredMethod):
     """The size at which the network sees images, its BatchNorm statistics and its colours, chosen without a label.
 
     A network carries the focal length, resolution and colours of the images that it was trained on; those of another
@@ -70,37 +70,19 @@ class Auto(GatheredMethod):
         if scored_images < 1:
             raise UserError(f"model option scored_images: at least 1, not {scored_images}")
         self.scored_images = scored_images
-        self.input_scale = 1.0
         self._images: list[Tensor] = []
 
-    def single_view_probabilities(self, images: Tensor, size: tuple[int, int]) -> Tensor:
-        """At the size that was chosen; see `Method.single_view_probabilities`."""
-        return super().single_view_probabilities(scale_images(images, self.input_scale), size)
-
-    def multi_scale_probabilities(
-        self, images: Tensor, size: tuple[int, int], scales: Sequence[float] = MULTI_SCALES
-    ) -> Tensor:
-        """Around the size that was chosen, each image scaled once; see `Method.multi_scale_probabilities`."""
-        views = [scale_images(images, scale * self.input_scale) for scale in scales]
-        predict = super().single_view_probabilities
-        pairs = [predict(view, size) + predict(view.flip(-1), size).flip(-1) for view in views]
-        return torch.stack(pairs).sum(0) / (2 * len(scales))
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The size that was chosen."""
-        checkpoint["input_scale"] = self.input_scale
+    def start_from_size(self, scale: float) -> None:
+        """A size that was chosen before is not gone on from: it is chosen again, from 1."""
+        Method.start_from_size(self, scale)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The same.
+        """The size that was chosen.
 
         Raises:
             UserError: the checkpoint does not hold it.
         """
-        super().on_load_checkpoint(checkpoint)
-        scale = checkpoint.get("input_scale")
-        if not isinstance(scale, float) or not 0 < scale < math.inf:
-            raise UserError("this checkpoint of Auto does not say at which size its network sees images: fit it again")
-        self.input_scale = scale
+        super().on_load_checkpoint({"input_scale": None, **checkpoint})
 
     def gather(self, batch: Batch) -> None:
         """Keep the first images."""

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from sfda.data.datasets import Batch
 from sfda.data.needs import Needs
-from sfda.errors import refuse_outside
+from sfda.errors import UserError, refuse_outside
 from sfda.losses.calibration import image_ece
 from sfda.methods.kinds.value_net import ValueNetMethod, has_labels
 from sfda.metrics.ece_estimate import FirstAndLast
@@ -35,6 +35,9 @@ class ValueNetTraining(ValueNetMethod):
         bins: Confidence bins M of the ECE that is learnt.
         poly_power: Polynomial decay beside the division by √2; published: none.
         **trained: Options of `TrainedMethod`.
+
+    Raises:
+        UserError: an option is out of its range, or `share` is not 1.
     """
 
     needs = Needs(source="labels", view="weak")
@@ -43,6 +46,8 @@ class ValueNetTraining(ValueNetMethod):
     def __init__(self, bins: int = 10, poly_power: float = 0.0, **trained: Any) -> None:
         super().__init__(poly_power=poly_power, **trained)
         refuse_outside(1, math.inf, bins=bins)
+        if self.share != 1:
+            raise UserError(f"model option share: the segmenter does not train here: give 1, not {self.share}")
         self.bins = bins
         self._course = FirstAndLast()
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from sfda.errors import UserError, did_you_mean
 from sfda.runs.engine import Stage
-from sfda.runs.experiment import experiments_of
+from sfda.runs.experiment import experiments_of, resolve
+from sfda.runs.run import Run
 
 BENCHMARK = "own"
 SOURCE_ONLY = "source_only"
@@ -28,6 +29,12 @@ SEARCH_IMAGES = 16
 """Images that it looks at."""
 LARGER = 2.25
 """How many times as long an image takes at the size that it may choose."""
+SOUP = "model_soup"
+"""What trains on top of `AUTO`, where both are asked for."""
+SOUP_STEPS, SOUP_BATCH = 30, 2
+"""Steps that `SOUP` takes, and images per step."""
+SOUP_PASSES = 13
+"""Passes per image of a step: averaged views, and two networks that train."""
 JUDGED = 12
 """Images that the recommended model is judged on."""
 JUDGING = 24
@@ -72,6 +79,8 @@ class Plan:
             passes = LARGER * passes + SEARCH * self.searched + SEARCH_STATISTICS * self.gathered_by(method)
         elif method.startswith("ada_bn"):
             passes += self.gathered + ALPHAS * AGREEMENT_VIEWS * self.searched
+        elif method.startswith(SOUP):
+            passes = (LARGER if AUTO in self.methods else 1) * (passes + SOUP_STEPS * SOUP_BATCH * SOUP_PASSES)
         elif not method.startswith(SOURCE_ONLY):  # what trains may have a teacher, and what it labels
             passes += self.steps * BATCH * (2 + BACKWARD)
         return OVERHEAD + passes * self.pass_seconds
@@ -93,7 +102,7 @@ class Plan:
 
 def averages_views(method: str) -> bool:
     """Whether an experiment below ``own/`` predicts with averaged views."""
-    return method == AUTO or method.endswith("multi_scale")
+    return method in (AUTO, SOUP) or method.endswith("multi_scale")
 
 
 def plan_of(stored: Mapping[str, Any]) -> Plan:
@@ -158,12 +167,15 @@ def methods_asked_for(names: Sequence[str]) -> list[str]:
     """The experiments of ``--method NAMES``, the source model first.
 
     ``auto`` is what is known to help and trains nothing: averaged views, by themselves and of `sfda.methods.auto.Auto`.
+    ``model_soup`` beside it starts from what it has chosen.
 
     Raises:
         UserError: there is no such method.
     """
     known = [name.partition("/")[2] for name in experiments_of(BENCHMARK)]
     chosen = [SOURCE_ONLY]
+    if AUTO in names:  # what starts from it comes after it
+        names = [AUTO, *(name for name in names if name != AUTO)] if SOUP in names else names
     for name in names:
         if name == AUTO:
             chosen += [f"{SOURCE_ONLY}+multi_scale", AUTO]
@@ -175,12 +187,17 @@ def methods_asked_for(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(chosen))
 
 
-def stages_of(plan: Plan, out: Path, source_config: Path, data: Path) -> list[Stage]:
-    """One run per method, each as a user could type it."""
-    return [Stage(out, method, tuple(_words(plan, method, source_config, data))) for method in plan.methods]
+def takes_share(method: str) -> bool:
+    """Whether an experiment below ``own/`` trains, so that its weights have a way back to where they began."""
+    return "share" in resolve(f"{BENCHMARK}/{method}").config["model"]["init_args"]
 
 
-def _words(plan: Plan, method: str, source_config: Path, data: Path) -> list[str]:
+def stages_of(plan: Plan, out: Path, source_config: Path, data: Path, share: str | None = None) -> list[Stage]:
+    """One run per method, each as a user could type it; `share` is that of what trains, None: the experiment's."""
+    return [Stage(out, method, tuple(_words(plan, method, out, source_config, data, share))) for method in plan.methods]
+
+
+def _words(plan: Plan, method: str, out: Path, source_config: Path, data: Path, share: str | None) -> list[str]:
     words = [f"{BENCHMARK}/{method}", "--config", str(source_config), "--data", str(data)]
     if not method.startswith(SOURCE_ONLY):
         epochs, samples = 1, plan.gathered_by(method)
@@ -188,12 +205,19 @@ def _words(plan: Plan, method: str, source_config: Path, data: Path) -> list[str
             words += ["--data.init_args.batch_size", str(min(8, samples))]
         if method.startswith(("ada_bn", AUTO)):
             words += ["--model.init_args.scored_images", str(plan.searched)]
+        elif method.startswith(SOUP):
+            epochs, samples = 2, SOUP_STEPS // 2 * min(SOUP_BATCH, plan.gathered)
+            words += ["--data.init_args.batch_size", str(min(SOUP_BATCH, plan.gathered))]
+            if AUTO in plan.methods:
+                words += ["--model.init_args.source_checkpoint", str(Run(out / AUTO).selected)]
         else:
             epochs = 4  # so that an interrupted one goes on
             samples = max(1, plan.steps // epochs) * min(BATCH, plan.gathered)
         # Scored once, by `sfda validate`: nothing is selected during the fit.
         words += ["--trainer.max_epochs", str(epochs), "--trainer.check_val_every_n_epoch", str(epochs + 1)]
         words += ["--data.init_args.samples_per_epoch", str(samples)]
+    if share is not None and takes_share(method):
+        words += ["--model.init_args.share", share]
     return [*words, "--trainer.callbacks+", AGREEMENT]
 
 

@@ -6,9 +6,16 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sfda.losses.entropy import entropy, mean_entropy, mean_probability_entropy, normalised_entropy
+from sfda.losses.entropy import (
+    class_equalised_entropy,
+    entropy,
+    mean_entropy,
+    mean_probability_entropy,
+    normalised_entropy,
+)
+from sfda.ranks import ALL_RANKS
 
-LOSSES = [mean_entropy, normalised_entropy, mean_probability_entropy]
+LOSSES = [mean_entropy, normalised_entropy, mean_probability_entropy, class_equalised_entropy]
 
 
 def random_batch(seed, batch=2, classes=4, height=3, width=4, padded=0.3, scale=2.0, dtype=torch.float64):
@@ -51,10 +58,19 @@ def loop_mean_probability_entropy(logits, valid):
     return loop_entropy([sum(p) / len(each) for p in zip(*each, strict=True)]) if each else 0.0
 
 
+def loop_class_equalised_entropy(logits, valid):
+    of_class = {}
+    predicted = logits.argmax(1)[valid].tolist()
+    for label, p in zip(predicted, valid_pixels(logits, valid), strict=True):
+        of_class.setdefault(label, []).append(loop_entropy(p))
+    return sum(sum(each) / len(each) for each in of_class.values()) / max(1, len(of_class))
+
+
 LOOPS = {
     mean_entropy: loop_mean_entropy,
     normalised_entropy: loop_normalised_entropy,
     mean_probability_entropy: loop_mean_probability_entropy,
+    class_equalised_entropy: loop_class_equalised_entropy,
 }
 
 
@@ -162,6 +178,7 @@ def test_saturated_logits_are_finite(loss, size):
         mean_entropy: math.log(2) / 4,
         normalised_entropy: 0.25,
         mean_probability_entropy: loop_entropy([0.875, 0.125]),
+        class_equalised_entropy: math.log(2) / 4,
     }
     assert value.item() == pytest.approx(exact[loss], abs=1e-6)
     assert logits.grad.isfinite().all()
@@ -244,3 +261,21 @@ def test_information_maximisation_is_largest_for_sure_and_varied_predictions():
     valid = torch.ones(1, 2, 2, dtype=torch.bool)
     assert (mean_probability_entropy(sure, valid) - mean_entropy(sure, valid)).item() == pytest.approx(math.log(4))
     assert mean_probability_entropy(same, valid).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_class_equalised_entropy_of_two_ranks_is_that_of_one(on_two_ranks):
+    logits, valid = random_batch(5, batch=4)
+
+    def of_rank(rank):
+        own = logits[2 * rank : 2 * rank + 2].clone().requires_grad_()
+        value = class_equalised_entropy(own, valid[2 * rank : 2 * rank + 2], ALL_RANKS)
+        value.backward()
+        return {"value": value.detach(), "gradient": own.grad}
+
+    both = on_two_ranks(of_rank)
+    logits.requires_grad_()
+    value = class_equalised_entropy(logits, valid)
+    value.backward()
+    torch.testing.assert_close(torch.stack([each["value"] for each in both]).mean(), value.detach())
+    # DDP averages the gradients of the ranks
+    torch.testing.assert_close(torch.cat([each["gradient"] for each in both]) / 2, logits.grad)

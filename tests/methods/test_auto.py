@@ -8,6 +8,7 @@ from sfda.errors import UserError
 from sfda.methods.auto import Auto
 from sfda.methods.source_only import SourceOnly
 from sfda.methods.temperature_scaling import TemperatureScaling
+from sfda.methods.tent import Tent
 from sfda.search.candidates import SOURCE, Candidate, Scored
 from tiny_runs import NETWORK, tiny_arguments
 
@@ -110,8 +111,17 @@ def test_what_starts_from_its_network_alone_is_warned_and_what_wraps_it_keeps_th
     calibrated.initialise_from_source()
     assert calibrated.calibrated.input_scale == 1.5
     assert not recwarn.list
-    with pytest.warns(UserWarning, match=r"saw images at 1.5 times their size, which SourceOnly does not do by itself"):
-        SourceOnly(**start).initialise_from_source()
+    with pytest.warns(UserWarning, match=r"saw images at 1.5 times their size, which Tent does not do by itself"):
+        Tent(**start).initialise_from_source()
+    recwarn.clear()
+    source = SourceOnly(**start).eval()
+    source.initialise_from_source()
+    assert source.input_scale == 1.5
+    auto = Auto.load_from_checkpoint(tmp_path / "run/selected.ckpt", weights_only=True, views="single").eval()
+    images = torch.rand(1, 3, 32, 64)
+    with torch.no_grad():
+        assert torch.equal(source.predict_probabilities(images), auto.predict_probabilities(images))
+    assert not recwarn.list
 
 
 def test_two_processes_choose_the_same(town, source_model, sfda, tmp_path, ranks_at_fit_end):

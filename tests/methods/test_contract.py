@@ -130,13 +130,36 @@ def test_where_the_verdict_is_worse_the_run_predicts_as_the_source_model(
     monkeypatch.setattr(
         "sfda.callbacks.fit_verdict.judge_without_labels", lambda *_, **__: Verdict("worse", ("so it is said",))
     )
-    assert sfda("fit", *tiny_arguments(model, town, source_of(model)), "--out", tmp_path / "run") == 0
+    arguments = [*tiny_arguments(model, town, source_of(model)), "--model.init_args.views", "single"]
+    assert sfda("fit", *arguments, "--out", tmp_path / "run") == 0
     images = torch.rand(2, 3, 32, 64)
     kept = method_class(model).load_from_checkpoint(tmp_path / "run/selected.ckpt", weights_only=True).eval()
     source = source_method(Run(tmp_path / "run").model(), 19)
     with torch.no_grad():
         expected = source.predict_probabilities(images)
         torch.testing.assert_close(kept.predict_probabilities(images), expected)
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize(
+    "model",
+    [m for m in FITTED if issubclass(method_class(m), TrainedMethod) and m != "value_net_training"],
+)
+def test_a_share_lies_between_where_training_began_and_what_it_led_to(
+    model, town, source_of, source_model, sfda, tmp_path
+):
+    arguments = tiny_arguments(model, town, source_of(model) or source_model)
+    assert sfda("fit", *arguments, "--model.init_args.share", 0.25, "--out", tmp_path / "run") == 0
+    last = torch.load(tmp_path / "run/last.ckpt", weights_only=True)
+    kept, start = weights(tmp_path / "run/selected.ckpt"), last["callbacks"]["Interpolation"]["start"]
+    if json.loads((tmp_path / "run/result.json").read_text())["verdict"] != "worse":
+        for key, value in start.items():
+            trained = last["state_dict"][f"network.{key}"]
+            expected = 0.75 * value + 0.25 * trained if value.is_floating_point() else trained
+            torch.testing.assert_close(kept[f"network.{key}"], expected, rtol=1e-5, atol=1e-6)
+    method = method_class(model).load_from_checkpoint(tmp_path / "run/selected.ckpt", weights_only=True).eval()
+    with torch.no_grad():
+        assert method.predict_probabilities(torch.rand(1, 3, 32, 64)).isfinite().all()
 
 
 LAYER_NORM = "tiny_network.build_with_layer_norm"

@@ -56,3 +56,27 @@ def test_every_stage_is_a_command_that_can_be_typed(tmp_path):
         assert config["model"]["init_args"]["source_checkpoint"] == "s.ckpt"
         assert config["model"]["init_args"]["network"] == "a.b"
         assert config["data"]["init_args"]["size"] == [36, 48]
+
+
+def test_a_share_reaches_what_trains_and_nothing_else(tmp_path):
+    plan = make_plan(
+        ["source_only", "auto", "ada_bn", "label_calibration", "tent", "cotta"], (36, 48), 40, 0, 0.001, 600
+    )
+    stages = stages_of(plan, tmp_path, tmp_path / "source.yaml", tmp_path / "data.yaml", "auto")
+    have = [stage.name for stage in stages if "--model.init_args.share" in stage.words()]
+    assert have == ["tent", "cotta"]
+    assert not any(
+        "--model.init_args.share" in stage.words() for stage in stages_of(plan, tmp_path, tmp_path, tmp_path)
+    )
+
+
+def test_a_soup_starts_from_what_auto_has_chosen(tmp_path):
+    methods = methods_asked_for(["model_soup", "auto"])
+    assert methods == ["source_only", "source_only+multi_scale", "auto", "model_soup"]
+    plan = make_plan(methods, (36, 48), 40, 0, 0.001, 600)
+    last = stages_of(plan, tmp_path, tmp_path / "source.yaml", tmp_path / "data.yaml")[-1].words()
+    start = last[last.index("--model.init_args.source_checkpoint") + 1]
+    assert start == str(tmp_path / "auto/selected.ckpt")
+    alone = make_plan(methods_asked_for(["model_soup"]), (36, 48), 40, 0, 0.001, 600)
+    assert "--model.init_args.source_checkpoint" not in stages_of(alone, tmp_path, tmp_path, tmp_path)[-1].words()
+    assert alone.seconds("model_soup") < plan.seconds("model_soup")

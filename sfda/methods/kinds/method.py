@@ -61,6 +61,8 @@ class Method(L.LightningModule, ABC):
     needs: ClassVar[Needs] = Needs()
     optimises: ClassVar[tuple[str, ...]] = ()
     pseudo_labels: PseudoLabelStore | None = None
+    input_scale: float = 1.0
+    """Factor on the size of images at which the network sees them; see `sfda.methods.kinds.scaled`."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

@@ -41,6 +41,16 @@ class OnlineTrainedMethod(OnlineMethod, TrainedMethod):
     stream_steps: int = 0
     """Batches of the stream that it has learnt from."""
 
+    def setup(self, stage: str) -> None:
+        """Prepare a run.
+
+        Raises:
+            UserError: an online run with a share.
+        """
+        if self.online and self.share != 1:
+            raise UserError(f"model option share: a stream has no end to go back from: give 1, not {self.share}")
+        super().setup(stage)
+
     def shared_draws(self) -> np.random.Generator:
         """In a stream too the randomness of a batch is a function of seed and step."""
         return np.random.default_rng([run_seed(), self.stream_steps]) if self.online else super().shared_draws()

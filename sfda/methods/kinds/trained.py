@@ -29,6 +29,10 @@ class TrainedMethod(Method):
         weight_decay: Weight decay.
         poly_power: The learning rate falls as (1 − step/steps)^power; 0 keeps it.
         warmup_steps: Steps over which the learning rate first rises linearly from a tenth.
+        share: How far the model that is kept, ``selected.ckpt``, goes from the network that training began with to the
+            one that was trained: weights = start + share · (trained − start), in [0, 1], BatchNorm's running statistics
+            too; 1 is the method as published, ``auto`` chooses without labels (`sfda.judging.shares`). (WiSE-FT,
+            Wortsman et al., arXiv 2109.01903, and model soups, arXiv 2203.05482, do this in classification.)
         **base: Options of `Method`.
 
     Raises:
@@ -43,17 +47,21 @@ class TrainedMethod(Method):
         weight_decay: float = 5e-4,
         poly_power: float = 0.9,
         warmup_steps: int = 0,
+        share: float | Literal["auto"] = 1.0,
         **base: Any,
     ) -> None:
         super().__init__(**base)
         refuse_negative(lr=lr, weight_decay=weight_decay, poly_power=poly_power, warmup_steps=warmup_steps)
         refuse_outside(0, 1, "[)", momentum=momentum)
+        if share != "auto" and not 0 <= share <= 1:
+            raise UserError(f"model option share: auto, or a number from 0 to 1, not {share}")
         self.optimizer_name = optimizer
         self.lr = lr
         self.momentum = momentum
         self.weight_decay = weight_decay
         self.poly_power = poly_power
         self.warmup_steps = warmup_steps
+        self.share = share
         self._steps_seen = 0
         self._names_of_step: list[str] = []
         self._steps_taken: list[tuple[int, list[str], Tensor]] = []
@@ -110,7 +118,16 @@ class TrainedMethod(Method):
         return np.random.default_rng([run_seed(), self.trainer.fit_loop.epoch_loop.total_batch_idx])
 
     def prepare_fit(self) -> None:
-        """Initial weights; what is not trained asks for no gradient."""
+        """Initial weights; what is not trained asks for no gradient.
+
+        Raises:
+            UserError: there is no model to take a share of.
+        """
+        if self.share != 1 and self.source_checkpoint is None:
+            raise UserError(
+                f"model option share: {self.share} goes back towards the model that training begins with, and there is "
+                "none: give --model.init_args.source_checkpoint, or share 1"
+            )
         super().prepare_fit()
         self.train_only_what_is_trained()
 
