@@ -55,7 +55,7 @@ class ModelSoup(ScaledMethod, TrainedMethod):
     def __init__(
         self,
         infomax_weight: float = 0.3,
-        normalisation_lr: float = 1e-3,
+        normalisation_lr: float = 5e-4,
         optimizer: Literal["sgd", "adamw"] = "adamw",
         lr: float = 1e-4,
         weight_decay: float = 0.0,

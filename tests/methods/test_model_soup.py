@@ -81,7 +81,7 @@ def test_what_trains_is_one_network_and_the_others_scale_and_shift():
     first, second = method.trainable_parameters()
     assert [id(p) for p in first["params"]] == [id(p) for p in method.distilled.parameters()]
     assert [id(p) for p in second["params"]] == [id(p) for p in affine_parameters(method.sharpened)]
-    assert (second["lr"], "lr" in first) == (1e-3, False)
+    assert (second["lr"], "lr" in first) == (5e-4, False)
     method.train()
     method.set_modes()
     assert not any(module.training for module in method.modules())
