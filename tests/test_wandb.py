@@ -130,10 +130,13 @@ def compared(folder: Path) -> tuple[list[dict], list[Path]]:
 
 @pytest.mark.medium
 def test_the_page_and_the_table_of_a_comparison_are_artifacts_of_its_group(tmp_path, monkeypatch):
+    import wandb
+
     rows, files = compared(tmp_path / "my demo")
     monkeypatch.delenv("WANDB_MODE")
     for _ in range(2):
         assert log_comparison("logger/wandb.yaml", tmp_path / "my demo", rows, files)
+    wandb.teardown()  # what it has read of the environment is not for the tests that follow
     first, second = wandb_runs(tmp_path / "my demo")
     assert first["run"].run_id == second["run"].run_id
     assert (first["run"].run_group, first["run"].project) == ("my demo", "sfda")
