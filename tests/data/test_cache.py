@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from sfda.cli.data_cache import copy_pairs
-from sfda.data.cache import FOLDER, copy_path, write_copy
-from sfda.data.errors import BadPair
+from sfda.data.cache import FOLDER, copy_path, read_copy, write_copy
+from sfda.data.errors import BadPair, UnreadableFile
 from sfda.data.kinds_of_files import DataFiles
 from sfda.data.label_spaces import load_class_set
 from sfda.data.readers import Domain, SegmentationSet
@@ -80,6 +80,25 @@ def test_a_damaged_copy_is_named(tmp_path):
     copy.write_bytes(copy.read_bytes()[:-1])
     with pytest.raises(BadPair, match=rf"{copy.name}.*damaged.*delete it"):
         samples.read(0)
+
+
+def test_a_copy_whose_shape_was_damaged_is_never_read_as_another(tmp_path):
+    path = tmp_path / "image.png"
+    path.write_bytes(b"anything")
+    image = np.arange(40 * 50 * 3, dtype=np.uint8).reshape(40, 50, 3)
+    write_copy(path, "image", image)
+    copy = copy_path(path, "image")
+    content = copy.read_bytes()
+    for bit in range(8 * (len(content) - image.nbytes)):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        copy.write_bytes(damaged)
+        with pytest.raises(UnreadableFile, match="delete it"):
+            read_copy(path, "image", 10**6)
+    for length in (0, 1, 9, 127, 128, len(content) - 1):
+        copy.write_bytes(content[:length])
+        with pytest.raises(UnreadableFile, match="delete it"):
+            read_copy(path, "image", 10**6)
 
 
 def test_what_is_too_large_is_refused_as_without_a_copy(tmp_path):
