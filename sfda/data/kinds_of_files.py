@@ -87,7 +87,7 @@ class DataFiles:
                 if file is None:
                     continue
                 with suppress(OSError):  # without the file there is no copy
-                    self._files.setdefault(str(copy_path(file, what).resolve()), kind)
+                    self._files.update(dict.fromkeys(_names(copy_path(file, what)), kind))
                 for path in _names(file):
                     self._files.setdefault(path, kind)
 

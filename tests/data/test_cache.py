@@ -117,6 +117,11 @@ def test_copies_of_labels_lie_with_the_labels_and_are_what_they_are_of(tmp_path)
     image, label = samples.pairs[0].image, samples.pairs[0].label
     assert files.kind(str(copy_path(image, "image"))) == files.kind(str(image))
     assert files.kind(str(copy_path(label, "label"))) == files.kind(str(label))
+    (link := tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
+    linked = DataFiles({"target": Domain("cityscapes", str(link))})
+    for place in (link, tmp_path):
+        copy = place / copy_path(image, "image").relative_to(tmp_path)
+        assert linked.kind(str(copy)) == files.kind(str(image)), copy
     shutil.rmtree(tmp_path / "gtFine")
     assert pixels(samples_of(domain, with_labels=False))
     assert not [path for path in tmp_path.rglob("*.npy") if len(np.load(path).shape) == 2]
