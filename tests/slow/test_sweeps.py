@@ -4,12 +4,13 @@ A folder `experiment/streets` in the working directory stands in for the project
 """
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 import yaml
 
-from commands import run_sfda
+from commands import run_truly
 from sfda.cli.main import main
 from sfda.runs.experiment import configs_folder
 from sfda.runs.run import Run
@@ -23,6 +24,10 @@ FILES = ("ada_bn", "tent")
 @pytest.fixture
 def here(town, source_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    for variable in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(variable)  # of whatever ran before in this process
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))  # of the tiny network
     folder = tmp_path / "experiment/streets"
     folder.mkdir(parents=True)
     data = {
@@ -44,7 +49,7 @@ def here(town, source_model, tmp_path, monkeypatch):
 
 def run(sfda: str, *words: str, **variables: str) -> str:
     assert sfda == "sfda"
-    done = run_sfda(Path.cwd(), *words, COLUMNS="120", **variables)
+    done = run_truly(Path.cwd(), *words, COLUMNS="120", **variables)
     assert done.status == 0, done.output
     return done.output
 
